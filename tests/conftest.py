@@ -1,0 +1,26 @@
+"""Every test runs with strict promotion rules, so that a silent broadcast or upcast is an error."""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch beside XLA in one process: see docs on timing
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+flags = os.environ.get("XLA_FLAGS", "")
+if "xla_force_host_platform_device_count" not in flags:
+  os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=2".strip()
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(scope="session")
+def data_dir():
+  """Folder of the external data sets, or a skip with the reason."""
+  import pathlib
+
+  root = pathlib.Path(os.environ.get("H2G_DATA", pathlib.Path(__file__).parents[2] / "shared" / "data"))
+  if not root.is_dir():
+    pytest.skip(f"external data not found at {root}: set H2G_DATA to the folder that holds it")
+  return root
