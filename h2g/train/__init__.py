@@ -1,0 +1,24 @@
+"""Training: a pure step over pytrees, its devices, its checkpoints and its command line.
+
+An `Experiment` says what is trained; `run` trains it in a work directory, to the end or to where it
+was stopped, and returns what `results.json` holds. Nothing here knows a model or a graph.
+"""
+
+from h2g.train.experiment import Batch
+from h2g.train.experiment import Experiment
+
+__all__ = ["Batch", "Experiment", "restore_best", "run"]
+
+
+def run(experiment: Experiment, config, workdir, **kwargs) -> dict:
+  """Trains `experiment` as `config` says; see `h2g.train.loop.run`."""
+  from h2g.train import loop  # orbax and its friends load only where something is trained
+
+  return loop.run(experiment, config, workdir, **kwargs)
+
+
+def restore_best(experiment: Experiment, config, workdir):
+  """(params, rest) of the best validation step of each seed; see `h2g.train.loop.restore_best`."""
+  from h2g.train import loop
+
+  return loop.restore_best(experiment, config, workdir)

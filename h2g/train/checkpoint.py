@@ -1,0 +1,245 @@
+"""Checkpoints that are whole or absent, read back with the shardings of the run that asks.
+
+A checkpoint is one committed folder of three items: `state` (what the next step needs), `best` (each
+seed's model at its best validation) and `record` (host values: step, seconds, best metrics, the
+position of the data). So every checkpoint holds the best so far, and the best can be read alone.
+"""
+
+import dataclasses
+import errno
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from h2g.errors import InputError
+from h2g.train.sharding import Layout
+from h2g.train.step import Best
+from h2g.train.step import State
+from h2g.train.workdir import cannot_write
+from h2g.train.writers import say
+
+KEPT = 2  # the latest, and the one before in case the latest is damaged
+
+
+@dataclasses.dataclass
+class Record:
+  """The host's part of a checkpoint; JSON.
+
+  best_metric: [S] selection metric of each seed's best evaluation, None before the first.
+  best_step: [S] its step. seconds: time trained so far. feed: state of the stream of batches.
+  compiled: names of the programs compiled so far.
+  """
+
+  step: int
+  best_metric: list[float | None]
+  best_step: list[int]
+  seconds: float = 0.0
+  feed: Any = None
+  compiled: list[str] = dataclasses.field(default_factory=list)
+
+
+class Checkpoints:
+  """Saves and restores one group of seeds in `folder`."""
+
+  def __init__(self, folder: Path, layout: Layout, abstract: tuple[State, Best], config_hash: str):
+    self._folder = folder.absolute()
+    self._form = SavedForm(layout, abstract)
+    self._config_hash = config_hash
+    self._last: int | None = None
+    options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, cleanup_tmp_directories=True)
+    with _disk_errors(self._folder):
+      self._manager = ocp.CheckpointManager(
+          self._folder, item_names=("state", "best", "record"), options=options
+      )
+
+  def save(self, state: State, best: Best, record: Record) -> None:
+    """Starts a save; it is on disk, whole, after a later `wait` or `save` returns."""
+    if record.step == self._last:
+      return
+    state, best = self._form.pack((state, best))
+    host = dataclasses.asdict(record) | {
+        "config_hash": self._config_hash,
+        "fingerprint": {"state": fingerprint(state), "best": fingerprint(best)},
+    }
+    with _disk_errors(self._folder):
+      self._manager.save(
+          record.step,
+          args=ocp.args.Composite(
+              state=ocp.args.StandardSave(state),
+              best=ocp.args.StandardSave(best),
+              record=ocp.args.JsonSave(host),
+          ),
+          force=True,
+      )
+    self._last = record.step
+
+  def wait(self) -> None:
+    with _disk_errors(self._folder):
+      self._manager.wait_until_finished()
+      self._manager.check_for_errors()
+
+  def restore(self) -> tuple[State, Best, Record] | None:
+    """The latest checkpoint that can be read whole; None where there is none.
+
+    A damaged one is told and set aside under `damaged-<step>`.
+
+    Raises:
+      InputError: there are checkpoints and none can be read, or they are of another config.
+    """
+    found = self._newest(("state", "best"))
+    if found is None:
+      return None
+    (state, best), record = found
+    self._last = record.step
+    state, best = self._form.unpack((state, best))
+    return state, best, record
+
+  def restore_best(self) -> Best | None:
+    """The best models alone."""
+    found = self._newest(("best",))
+    return None if found is None else self._form.unpack_best(found[0][0])
+
+  def close(self) -> None:
+    with _disk_errors(self._folder):
+      self._manager.close()
+
+  def _newest(self, items: tuple[str, ...]):
+    damaged: dict[int, str] = {}
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      try:
+        found = self._read(step, items)
+      except InputError:
+        raise
+      except Exception as error:  # noqa: BLE001: whatever the damage made the reader raise
+        damaged[step] = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        continue
+      for bad, reason in damaged.items():
+        say(f"warning: checkpoint {self._folder / str(bad)} is damaged ({reason}); "
+            f"going on from step {step}")
+        (self._folder / str(bad)).rename(self._folder / f"damaged-{bad}")
+      if damaged:
+        self._manager.reload()
+      return found
+    if damaged:
+      step, reason = next(iter(damaged.items()))
+      raise InputError(
+          f"no checkpoint in {self._folder} can be read (step {step}: {reason}): remove that folder to "
+          "train from the start"
+      )
+    return None
+
+  def _read(self, step: int, items: tuple[str, ...]):
+    args = {name: ocp.args.StandardRestore(self._form.abstract[name]) for name in items}
+    found = self._manager.restore(
+        step, args=ocp.args.Composite(record=ocp.args.JsonRestore(), **args)
+    )
+    host = found.record
+    if host["config_hash"] != self._config_hash:
+      raise InputError(
+          f"checkpoint {self._folder / str(step)} is of another config ({host['config_hash']}, not "
+          f"{self._config_hash}): choose another --workdir, or remove this one"
+      )
+    for name in items:
+      if fingerprint(found[name]) != host["fingerprint"][name]:
+        raise ValueError(f"the numbers of {name!r} are not those that were saved")
+    names = [field.name for field in dataclasses.fields(Record)]
+    return tuple(found[name] for name in items), Record(**{name: host[name] for name in names})
+
+
+class SavedForm:
+  """How a group's state stands on disk: real seeds only, random keys as numbers.
+
+  So a run saved on eight devices, whose seeds were padded to eight, is read on one.
+  abstract: {"state", "best"}: ShapeDtypeStructs of the saved form with the shardings to read into.
+  """
+
+  def __init__(self, layout: Layout, abstract: tuple[State, Best]):
+    real, padded = len(layout.seeds), len(layout.padded)
+    rows = np.arange(padded) % real
+
+    def per_seed(function, both):
+      state, best = both
+      step = state.step
+      state, best = jax.tree.map(function, (state._replace(step=()), best))
+      return state._replace(step=step), best
+
+    def pack(both):
+      return per_seed(lambda leaf: _raw(leaf[:real]), both)
+
+    def unpack(both):
+      like = jax.tree.map(lambda leaf: leaf, abstract)
+      wrap = lambda leaf, old: jax.random.wrap_key_data(leaf) if _is_key(old) else leaf
+      state, best = per_seed(lambda leaf: leaf[rows], both)
+      return jax.tree.map(wrap, (state, best), like)
+
+    def saved_sharding(leaf):
+      if padded == real or leaf.ndim == 0:
+        return leaf.sharding
+      axes = leaf.sharding.spec[1:]
+      return jax.sharding.NamedSharding(layout.mesh, jax.sharding.PartitionSpec(None, *axes))
+
+    same = padded == real and not any(map(_is_key, jax.tree.leaves(abstract)))
+    saved = jax.tree.map(saved_sharding, abstract)
+    target = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    shapes = jax.eval_shape(pack, abstract)
+    with_sharding = lambda leaf, sharding: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=sharding
+    )
+    state, best = jax.tree.map(with_sharding, shapes, saved)
+    self.abstract = {"state": state, "best": best}
+    self.pack = (lambda both: both) if same else jax.jit(pack, out_shardings=saved)
+    self.unpack = (lambda both: both) if same else jax.jit(unpack, out_shardings=target)
+
+  def unpack_best(self, best: Best) -> Best:
+    """The best models of the real seeds."""
+    return best
+
+
+@jax.jit
+def _sums(tree):
+  """[L] uint32: of each leaf the sum of its bits, taken as unsigned numbers, modulo 2^32."""
+
+  def bits(leaf):
+    if leaf.dtype == jnp.bool_:
+      return jnp.sum(leaf, dtype=jnp.uint32)
+    words = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * min(leaf.dtype.itemsize, 4)}"))
+    return jnp.sum(words.astype(jnp.uint32))
+
+  return jnp.stack([bits(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def fingerprint(tree) -> list[int]:
+  """A number per leaf that a damaged file would not give back, exact on any number of devices."""
+  return jax.device_get(_sums(tree)).tolist() if jax.tree.leaves(tree) else []
+
+
+def _is_key(leaf) -> bool:
+  return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _raw(leaf):
+  return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+class _disk_errors:
+  """Turns what a full or read-only disk makes of a save into one line; other errors pass."""
+
+  TEXTS = ("no space left", "read-only file system", "file too large", "disk quota", "permission denied")
+  NUMBERS = (errno.ENOSPC, errno.EROFS, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EPERM)
+
+  def __init__(self, folder: Path):
+    self._folder = folder
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, kind, error, _):
+    if error is None or isinstance(error, InputError):
+      return
+    text = str(error).lower()
+    if getattr(error, "errno", None) in self.NUMBERS or any(known in text for known in self.TEXTS):
+      raise cannot_write(self._folder, error) from error

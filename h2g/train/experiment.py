@@ -1,0 +1,56 @@
+"""What the trainer asks of an experiment: functions over pytrees, nothing else."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from typing import NamedTuple
+
+from jax import Array
+
+
+class Batch(NamedTuple):
+  """Data of one step.
+
+  S is the number of seeds that train together.
+
+  shared: pytree of arrays that every seed reads, without an axis of seeds.
+  own: pytree of arrays [S, ...]: what differs between seeds (splits, samples). `Experiment.loss` and
+    `evaluate` see one seed's slice of it.
+  """
+
+  shared: Any
+  own: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """One task and one model, as functions of pytrees. The trainer maps them over seeds.
+
+  dataset, model: names for the results.
+  metric: name of the selection metric: `summarise` must return `val/<metric>` and `test/<metric>`.
+  init: `key -> (params, rest)` for one seed: what is optimised, and the other state of the model.
+  loss: `(params, rest, batch, key) -> (loss, (rest, metrics))`; loss a float32 scalar, metrics a
+    dict of scalars. The key differs by seed and step.
+  train_batches: `seeds -> Batch` that stays on the device for the whole run, or `seeds -> grain
+    dataset of Batch` (any iterable whose iterator has `get_state` and `set_state` will do) that
+    yields one batch a step, padded to a few shapes.
+  eval_batches: `seeds -> Batch`, or a sequence of batches, or a function that returns an iterable;
+    read from its start at every evaluation.
+  evaluate: `(params, rest, batch) -> stats`: a pytree of arrays that add up over batches.
+  summarise: `stats of one seed (NumPy, summed in float64) -> {name: float}`.
+  report: `(stats of each seed, workdir)`: task-specific pictures, called once at the end.
+  maximise: False where a smaller metric is better (a loss, an error).
+  """
+
+  dataset: str
+  model: str
+  metric: str
+  init: Callable[[Array], tuple[Any, Any]]
+  loss: Callable[[Any, Any, Batch, Array], tuple[Array, tuple[Any, dict[str, Array]]]]
+  train_batches: Callable[[tuple[int, ...]], Any]
+  eval_batches: Callable[[tuple[int, ...]], Any]
+  evaluate: Callable[[Any, Any, Batch], Any]
+  summarise: Callable[[Any], dict[str, float]]
+  report: Callable[[list[Any], Path], None] | None = None
+  maximise: bool = True

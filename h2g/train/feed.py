@@ -1,0 +1,96 @@
+"""Where batches come from: one that stays on the device, or a stream that can be put back in place."""
+
+from collections import deque
+from collections.abc import Iterable
+from collections.abc import Iterator
+from typing import Any
+
+from h2g.errors import InputError
+from h2g.train.experiment import Batch
+from h2g.train.sharding import Layout
+
+
+class Resident:
+  """The same batch at every step, on the device for the whole run."""
+
+  resident = True
+
+  def __init__(self, batch: Batch, layout: Layout):
+    self._batch = layout.place(batch)
+    self.state: Any = None  # nothing to remember
+
+  def next(self) -> Batch:
+    return self._batch
+
+
+class Stream:
+  """Batches of an iterator with `get_state` and `set_state`; the next few wait on the device.
+
+  state: the iterator's state just after the batch that `next` returned last, so that a run put back
+    there reads on with the batch that would have come; None before the first.
+  """
+
+  resident = False
+
+  def __init__(self, dataset: Iterable[Batch], layout: Layout, *, state: Any, ahead: int):
+    self._layout = layout
+    self._ahead = ahead
+    self._iterator = _checkpointable(dataset)
+    self._waiting: deque[tuple[Batch, Any]] = deque()
+    self.state = state
+    if state is not None:
+      self._iterator.set_state(state)
+
+  def next(self) -> Batch:
+    # Batches are placed ahead of use: the copy to the device runs while the current step computes.
+    while len(self._waiting) <= self._ahead:
+      try:
+        batch = next(self._iterator)
+      except StopIteration:
+        break
+      self._waiting.append((self._layout.place(_checked(batch)), self._iterator.get_state()))
+    if not self._waiting:
+      raise InputError("the stream of training batches ended before the run: repeat the dataset")
+    batch, self.state = self._waiting.popleft()
+    return batch
+
+
+def train_feed(batches: Any, layout: Layout, *, state: Any, ahead: int) -> Resident | Stream:
+  """The feed of what `Experiment.train_batches` returned, in place after `state` was read."""
+  if isinstance(batches, Batch):
+    return Resident(batches, layout)
+  return Stream(batches, layout, state=state, ahead=ahead)
+
+
+class EvalFeed:
+  """The batches of one evaluation, from the start at every call; resident ones are placed once."""
+
+  def __init__(self, batches: Any, layout: Layout):
+    self._layout = layout
+    self._placed = layout.place(batches) if isinstance(batches, Batch) else None
+    self._batches = batches
+
+  def __iter__(self) -> Iterator[Batch]:
+    if self._placed is not None:
+      yield self._placed
+      return
+    for batch in self._batches() if callable(self._batches) else self._batches:
+      yield self._layout.place(_checked(batch))
+
+
+def _checkpointable(dataset: Iterable[Batch]) -> Iterator[Batch]:
+  if hasattr(dataset, "to_iter_dataset"):  # a grain MapDataset: read ahead in threads
+    dataset = dataset.to_iter_dataset()
+  iterator = iter(dataset)
+  if not (hasattr(iterator, "get_state") and hasattr(iterator, "set_state")):
+    raise InputError(
+        f"train_batches returned {type(dataset).__name__}, whose iterator has no get_state and "
+        "set_state, so the run could not be resumed: return a Batch or a grain dataset"
+    )
+  return iterator
+
+
+def _checked(batch: Any) -> Batch:
+  if not isinstance(batch, Batch):
+    raise InputError(f"a stream of batches yielded {type(batch).__name__}: it must yield h2g.train.Batch")
+  return batch

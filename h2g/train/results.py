@@ -1,0 +1,79 @@
+"""results.json: what a finished run found, and with what."""
+
+import platform
+from importlib import metadata
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+
+from h2g.train.experiment import Experiment
+
+PACKAGES = ("h2g", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+class SeedResult(NamedTuple):
+  """One seed at its best validation step.
+
+  metrics: of `Experiment.summarise`. stats: the pytree that it summarised.
+  """
+
+  seed: int
+  best_step: int
+  metrics: dict[str, float]
+  stats: Any
+
+
+def results(
+    experiment: Experiment,
+    found: list[SeedResult],
+    *,
+    steps: int,
+    seconds: float,
+    compile_count: int,
+    config_hash: str,
+) -> dict:
+  """The dictionary of results.json. Deviations are those of a sample (n - 1), 0 of a single seed."""
+  metric = experiment.metric
+  test = [seed.metrics[f"test/{metric}"] for seed in found]
+  val = [seed.metrics[f"val/{metric}"] for seed in found]
+  return {
+      "dataset": experiment.dataset,
+      "model": experiment.model,
+      "metric": metric,
+      "test": test,
+      "test_mean": float(np.mean(test)),
+      "test_std": float(np.std(test, ddof=1)) if len(test) > 1 else 0.0,
+      "val": val,
+      "val_mean": float(np.mean(val)),
+      "seeds": [seed.seed for seed in found],
+      "best_step": [seed.best_step for seed in found],
+      "metrics": [seed.metrics for seed in found],
+      "steps": steps,
+      "seconds": round(seconds, 3),
+      "compile_count": compile_count,
+      "versions": versions(),
+      "config_hash": config_hash,
+  }
+
+
+def versions() -> dict[str, str]:
+  """Of Python and of the packages that decide the numbers."""
+  found = {"python": platform.python_version()}
+  for name in PACKAGES:
+    try:
+      found[name] = metadata.version(name)
+    except metadata.PackageNotFoundError:
+      continue  # run from a clone that is not installed
+  return found
+
+
+def summary(result: dict) -> str:
+  """The result in one line."""
+  count = len(result["seeds"])
+  spread = f" ± {result['test_std']:.4f}" if count > 1 else ""
+  return (
+      f"{result['dataset']} {result['model']}: test {result['metric']} {result['test_mean']:.4f}{spread}, "
+      f"val {result['val_mean']:.4f} ({count} seed{'s' * (count > 1)}, {result['steps']} steps, "
+      f"{result['seconds']:.1f} s)"
+  )

@@ -1,0 +1,120 @@
+"""The part of a config that the trainer reads, checked once at the start."""
+
+import dataclasses
+import difflib
+from typing import Any
+
+from h2g.errors import InputError
+
+OPTIMIZERS = ("adamw", "adam", "lion", "sgd")
+SCHEDULES = ("cosine", "constant", "linear")
+DECAYS = ("matrices", "all")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Where it stands in the config, what it means, what it is when the config leaves it out.
+
+  config.seed, config.num_seeds: the run trains seeds seed, seed + 1, ..., seed + num_seeds - 1.
+  config.train.steps: optimiser steps of each seed.
+  config.train.eval_every: steps between evaluations; the last step is always evaluated.
+  config.train.checkpoint_every: steps between checkpoints; 0 makes ten a run.
+  config.train.log_every: steps between rows of metrics.jsonl; evaluated steps always get a row.
+  config.train.seeds_together: all seeds in one program, or one after the other.
+  config.train.steps_per_call: steps in one call of the compiled program, when the batch is resident.
+  config.train.optimizer: one of OPTIMIZERS; lr: peak learning rate; schedule: one of SCHEDULES, to
+    zero at the last step; warmup: steps from zero to the peak; weight_decay: decoupled, times the
+    learning rate; decay: which parameters decay, "matrices" (two axes or more) or "all"; momentum:
+    of sgd; clip_norm: largest global norm of the gradient of a seed, 0 leaves it.
+  config.train.prefetch: batches of a stream that wait ready on the device.
+  config.train.compilation_cache: folder of compiled programs kept between runs; "auto" is
+    $XDG_CACHE_HOME/h2g or ~/.cache/h2g, "" turns it off.
+  config.mesh.data, config.mesh.fsdp, config.mesh.tensor: devices along each axis; one may be -1, the
+    rest of the devices. Seeds that train together are spread over `data`.
+  config.sharding_rules: ordered (pattern, axes) pairs: the first pattern found in a parameter's path
+    (`blocks/0/kernel`) says along which mesh axis each of its array axes is split (None: not).
+  """
+
+  steps: int = 1000
+  eval_every: int = 100
+  checkpoint_every: int = 0
+  log_every: int = 1
+  seeds_together: bool = True
+  steps_per_call: int = 10
+  optimizer: str = "adamw"
+  lr: float = 1e-3
+  schedule: str = "cosine"
+  warmup: int = 0
+  weight_decay: float = 0.0
+  decay: str = "matrices"
+  momentum: float = 0.9
+  clip_norm: float = 0.0
+  prefetch: int = 2
+  compilation_cache: str = "auto"
+  seeds: tuple[int, ...] = (0,)
+  mesh: tuple[tuple[str, int], ...] = (("data", -1), ("fsdp", 1), ("tensor", 1))
+  rules: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
+
+  @classmethod
+  def from_config(cls, config) -> "Settings":
+    """Reads a ConfigDict; InputError names the field that cannot be used, and the remedy."""
+    outside = ("seeds", "mesh", "rules")
+    known = {f.name: f for f in dataclasses.fields(cls) if f.name not in outside}
+    values: dict[str, Any] = {}
+    for name, value in config.get("train", {}).items():
+      if name not in known:
+        close = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(known)}"
+        raise InputError(f"config.train.{name} is no setting of the trainer: {hint}")
+      values[name] = _typed(f"config.train.{name}", value, type(known[name].default))
+    first = _typed("config.seed", config.get("seed", 0), int)
+    count = _typed("config.num_seeds", config.get("num_seeds", 1), int)
+    _require(first >= 0, "config.seed", first, "use a number >= 0")
+    _require(count >= 1, "config.num_seeds", count, "use a number >= 1")
+    mesh = dict(cls.mesh)
+    for axis, size in config.get("mesh", {}).items():
+      _require(axis in mesh, f"config.mesh.{axis}", size, f"the axes are {', '.join(mesh)}")
+      mesh[axis] = _typed(f"config.mesh.{axis}", size, int)
+    rules = tuple((pattern, tuple(axes)) for pattern, axes in config.get("sharding_rules", ()))
+    for pattern, axes in rules:
+      for axis in axes:
+        _require(
+            axis is None or axis in mesh, f"config.sharding_rules[{pattern!r}]", axis,
+            f"the axes are {', '.join(mesh)}",
+        )
+    values |= dict(seeds=tuple(range(first, first + count)), mesh=tuple(mesh.items()), rules=rules)
+    settings = cls(**values)
+    for name in ("steps", "eval_every", "log_every", "steps_per_call", "prefetch"):
+      value = getattr(settings, name)
+      _require(value >= 1, f"config.train.{name}", value, "use a number >= 1")
+    for name in ("checkpoint_every", "warmup", "weight_decay", "clip_norm", "lr"):
+      value = getattr(settings, name)
+      _require(value >= 0, f"config.train.{name}", value, "use a number >= 0")
+    choices = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "decay": DECAYS}
+    for name, names in choices.items():
+      value = getattr(settings, name)
+      _require(value in names, f"config.train.{name}", repr(value), f"choose from {', '.join(names)}")
+    return settings
+
+  @property
+  def steps_between_checkpoints(self) -> int:
+    return self.checkpoint_every or max(1, self.steps // 10)
+
+  @property
+  def groups(self) -> tuple[tuple[int, ...], ...]:
+    """Seeds that share a program run, in the order in which the groups are trained."""
+    return (self.seeds,) if self.seeds_together else tuple((seed,) for seed in self.seeds)
+
+
+def _typed(name: str, value: Any, kind: type) -> Any:
+  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    value = float(value)
+  # bool is an int to Python, never to a reader of configs.
+  if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+    raise InputError(f"{name}={value!r} is a {type(value).__name__}: use a {kind.__name__}")
+  return value
+
+
+def _require(condition: bool, name: str, value: Any, remedy: str) -> None:
+  if not condition:
+    raise InputError(f"{name}={value} cannot be used: {remedy}")

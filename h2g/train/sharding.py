@@ -1,0 +1,151 @@
+"""Which device holds what: the mesh, and the rules that lay parameters, state and batches on it."""
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType
+from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
+
+from h2g.errors import InputError
+from h2g.train.experiment import Batch
+
+SEEDS = "data"  # seeds that train together are spread over this mesh axis
+
+
+def make_mesh(axes: tuple[tuple[str, int], ...], devices: int | None = None) -> Mesh:
+  """A mesh over the first `devices` (None: all) of the job; one axis may be -1, those that remain."""
+  names, sizes = zip(*axes)
+  chosen = jax.devices()[:devices]
+  count = len(chosen)
+  text = ", ".join(f"{name}={size}" for name, size in axes)
+  if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+    raise InputError(f"config.mesh ({text}) cannot be used: sizes are >= 1, one of them may be -1")
+  rest = count // math.prod(size for size in sizes if size != -1)
+  shape = tuple(rest if size == -1 else size for size in sizes)
+  if math.prod(shape) != count:
+    raise InputError(
+        f"config.mesh ({text}) does not fit {count} device(s): the sizes must multiply to {count}; "
+        "set one of them to -1"
+    )
+  return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(names), devices=chosen)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How a group of seeds lies on a mesh.
+
+  seeds: the group's seeds. rules: ordered (pattern, axes) pairs, see `Settings`.
+  """
+
+  mesh: Mesh
+  seeds: tuple[int, ...]
+  rules: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
+
+  @property
+  def seeds_axis(self) -> str | None:
+    # A single seed leaves the axis free: padding it by repeats would only train it several times.
+    return SEEDS if len(self.seeds) > 1 and self.mesh.shape[SEEDS] > 1 else None
+
+  @property
+  def padded(self) -> tuple[int, ...]:
+    """The seeds, repeated from the first until each device of the axis holds as many."""
+    if self.seeds_axis is None:
+      return self.seeds
+    missing = -len(self.seeds) % self.mesh.shape[SEEDS]
+    return self.seeds + tuple(self.seeds[i % len(self.seeds)] for i in range(missing))
+
+  @property
+  def replicated(self) -> NamedSharding:
+    return NamedSharding(self.mesh, PartitionSpec())
+
+  def named(self, *axes: str | None) -> NamedSharding:
+    """The sharding of an array [S, ...] whose axes after S are split along `axes`."""
+    return NamedSharding(self.mesh, PartitionSpec(self.seeds_axis, *axes))
+
+  def abstract(self, state, best):
+    """(state, best) of ShapeDtypeStructs with their shardings, from ones without.
+
+    A leaf of the optimiser's state is laid like the parameter whose path ends its own path, where
+    the shapes agree (Adam's moments do); other leaves are only split over seeds.
+    """
+    specs = {path: (leaf.shape, self._axes(path, leaf)) for path, leaf in _paths(state.params)}
+
+    def like_params(path: str, leaf):
+      parts = path.split("/")
+      for start in range(len(parts)):
+        shape, axes = specs.get("/".join(parts[start:]), (None, ()))
+        if shape == leaf.shape:
+          return self._struct(leaf, axes)
+      return self._struct(leaf, ())
+
+    by_rule = lambda path, leaf: self._struct(leaf, self._axes(path, leaf))
+    step = jax.ShapeDtypeStruct(state.step.shape, state.step.dtype, sharding=self.replicated)
+    state = state._replace(
+        params=_map(by_rule, state.params),
+        rest=_map(by_rule, state.rest),
+        opt_state=_map(like_params, state.opt_state),
+        keys=self._struct(state.keys, ()),
+        step=step,
+    )
+    return state, best._replace(params=state.params, rest=state.rest)
+
+  def place(self, batch: Batch) -> Batch:
+    """The host's batch as global arrays: `own` split over seeds, `shared` whole on every device."""
+    for path, leaf in _paths(batch.own):
+      if np.ndim(leaf) < 1 or np.shape(leaf)[0] != len(self.padded):
+        raise InputError(
+            f"batch.own/{path} has shape {np.shape(leaf)}: its first axis must be that of the "
+            f"{len(self.padded)} seeds asked for"
+        )
+    shardings = Batch(
+        shared=jax.tree.map(lambda _: self.replicated, batch.shared),
+        own=jax.tree.map(lambda _: self.named(), batch.own),
+    )
+    return jax.device_put(batch, shardings)
+
+  def _axes(self, path: str, leaf) -> tuple[str | None, ...]:
+    """Mesh axes of one parameter [S, ...] by the first rule that matches, checked."""
+    for pattern, axes in self.rules:
+      if not re.search(pattern, path):
+        continue
+      shape = leaf.shape[1:]
+      if len(axes) > len(shape):
+        raise InputError(
+            f"config.sharding_rules[{pattern!r}]={axes} has more axes than parameter {path} of "
+            f"shape {shape}: make the pattern narrower"
+        )
+      for size, axis in zip(shape, axes):
+        if axis is not None and size % self.mesh.shape[axis]:
+          raise InputError(
+              f"config.sharding_rules[{pattern!r}]={axes}: parameter {path} of shape {shape} cannot "
+              f"be split over the {self.mesh.shape[axis]} devices of {axis!r}; use a width they divide"
+          )
+        if axis is not None and axis == self.seeds_axis:
+          raise InputError(
+              f"config.sharding_rules[{pattern!r}] uses {axis!r}, which holds the seeds: set "
+              "config.train.seeds_together=False, or use fsdp or tensor"
+          )
+      return axes
+    return ()
+
+  def _struct(self, leaf, axes) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.named(*axes))
+
+
+def _paths(tree: Any) -> list[tuple[str, Any]]:
+  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+  return [(_text(path), leaf) for path, leaf in leaves]
+
+
+def _map(function, tree: Any) -> Any:
+  return jax.tree_util.tree_map_with_path(lambda path, leaf: function(_text(path), leaf), tree)
+
+
+def _text(path) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,0 +1,117 @@
+"""One run's directory: whose it is, whether it is finished, and files that are whole or absent."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from h2g.errors import InputError
+
+# Settings that change where and how often, never the numbers: a run may be resumed with others.
+FREE = ("mesh", "sharding_rules", "train.checkpoint_every", "train.steps_per_call", "train.prefetch",
+        "train.compilation_cache")
+
+
+class Workdir:
+  """Paths of one run, claimed for one config.
+
+  config.json says whose it is, results.json that it is finished; metrics.jsonl, curves.png, events/
+  and checkpoints/ hold the rest.
+  """
+
+  def __init__(self, path: str | Path, config):
+    self.path = Path(path)
+    self.config = _plain(config.to_dict() if hasattr(config, "to_dict") else config)
+    self.config_hash = config_hash(self.config)
+
+  def check(self) -> None:
+    """Raises InputError where the directory belongs to another config; reads only."""
+    if self.path.exists() and not self.path.is_dir():
+      raise InputError(f"--workdir {self.path} is a file: name a directory")
+    theirs = self._read("config.json")
+    if theirs is None or config_hash(theirs) == self.config_hash:
+      return
+    differing = _difference(_flat(theirs), _flat(self.config))
+    more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
+    raise InputError(
+        f"{self.path} holds a run of another config ({'; '.join(differing[:4])}{more}): choose another "
+        "--workdir, or remove this one"
+    )
+
+  def open(self) -> None:
+    """Creates the directory with its config.json."""
+    try:
+      self.path.mkdir(parents=True, exist_ok=True)
+      if not (self.path / "config.json").exists():
+        self.write("config.json", self.config)
+    except OSError as error:
+      raise cannot_write(self.path, error) from error
+
+  def results(self) -> dict | None:
+    """The results of a finished run, None of an unfinished one."""
+    return self._read("results.json")
+
+  def write(self, name: str, value: Any) -> None:
+    """Writes a JSON file that is either the old one or the whole new one."""
+    write_whole(self.path / name, (json.dumps(value, indent=1) + "\n").encode())
+
+  def _read(self, name: str) -> dict | None:
+    try:
+      return json.loads((self.path / name).read_text())
+    except FileNotFoundError:
+      return None
+    except (ValueError, OSError) as error:
+      raise InputError(f"{self.path / name} cannot be read ({error}): remove it or the directory") from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+  """Replaces `path` by `content` in one step; on failure the old file stands and nothing else."""
+  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+  try:
+    with open(temporary, "wb") as file:
+      file.write(content)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  except BaseException:
+    temporary.unlink(missing_ok=True)
+    raise
+
+
+def cannot_write(path: Path, error: BaseException) -> InputError:
+  """The one line for a full or read-only disk, from whatever was raised."""
+  reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+  return InputError(
+      f"cannot write to {path}: {reason}; make room or allow writing there, then run the same command"
+  )
+
+
+def config_hash(config: dict) -> str:
+  """12 hex digits of the settings that decide the numbers."""
+  kept = {name: value for name, value in _flat(_plain(config)).items() if not _is_free(name)}
+  return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _is_free(name: str) -> bool:
+  return any(name == free or name.startswith(f"{free}.") for free in FREE)
+
+
+def _difference(theirs: dict, ours: dict) -> list[str]:
+  lines = []
+  for name in sorted(set(theirs) | set(ours)):
+    old, new = theirs.get(name, "absent"), ours.get(name, "absent")
+    if old != new and not _is_free(name):
+      lines.append(f"config.{name} is {old!r} there, {new!r} here")
+  return lines
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+  if not isinstance(tree, dict):
+    return {prefix.removesuffix("."): tree}
+  return {k: v for name, value in tree.items() for k, v in _flat(value, f"{prefix}{name}.").items()}
+
+
+def _plain(value: Any) -> Any:
+  """The value as JSON gives it back, so that what was read compares with what would be written."""
+  return json.loads(json.dumps(value, sort_keys=True, default=str))
