@@ -1,0 +1,7 @@
+"""Heterogeneous graphs: the type, conversions, files, padding, sampling, measures, encodings."""
+
+from h2g.graph.graph import EdgeSet as EdgeSet
+from h2g.graph.graph import EdgeType as EdgeType
+from h2g.graph.graph import HeteroGraph as HeteroGraph
+from h2g.graph.graph import NodeSet as NodeSet
+from h2g.graph.graph import Schema as Schema

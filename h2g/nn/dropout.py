@@ -1,0 +1,27 @@
+"""Dropout and key splitting as plain functions: no key means deterministic."""
+
+import jax
+from jax import Array
+import jax.numpy as jnp
+
+
+def split(key: Array | None, num: int) -> list[Array | None]:
+  """`num` independent keys, or `num` times None when there is no key (evaluation)."""
+  return [None] * num if key is None else list(jax.random.split(key, num))
+
+
+def dropout(x: Array, rate: float, key: Array | None) -> Array:
+  """Inverted dropout: zero each entry with probability `rate`, scale the others by 1 / (1 - rate).
+
+  Args:
+    x: [...] float.
+    rate: probability in [0, 1) of dropping an entry.
+    key: PRNG key; None returns `x` unchanged (evaluation).
+  Returns:
+    Array like `x`.
+  Source: Srivastava et al. 2014.
+  """
+  if key is None or rate == 0.0:
+    return x
+  keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+  return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
