@@ -1,0 +1,53 @@
+"""Data: loaders by name, own graphs by path, splits."""
+
+from h2g.data import celegans
+from h2g.data.splits import stratified_split as stratified_split
+from h2g.errors import InputError
+from h2g.graph import encodings
+from h2g.graph import HeteroGraph
+
+LOADERS = {"celegans": celegans.load}
+
+
+def load(name: str, **options) -> HeteroGraph:
+  """A data set by name; options are its loader's.
+
+  Raises:
+    InputError: unknown name; the message lists those there are.
+  """
+  if name not in LOADERS:
+    raise InputError(f"unknown data set {name!r}: choose from {', '.join(sorted(LOADERS))}")
+  return LOADERS[name](**options)
+
+
+def prepare(config) -> HeteroGraph:
+  """The graph that a config's `data` section describes.
+
+  Args:
+    config: `name` of a data set with its `options`, or `path` of an own graph (see
+      `h2g.graph.load_npz`); `reverses`: add reverse relations; `symmetric`: relations that need none;
+      `self_loops`; `degree_encoding` and `spectral_encoding` (dimensions, 0 for none): structural
+      features appended to the node features.
+  """
+  if config.path:
+    from h2g.graph import load_npz
+
+    graph = load_npz(config.path)
+  else:
+    graph = load(config.name, **config.options)
+  extra = []
+  if config.degree_encoding:
+    extra.append(encodings.degree_encoding(graph))
+  if config.spectral_encoding:
+    extra.append(encodings.spectral_encoding(graph, config.spectral_encoding))
+  for columns in extra:
+    graph = encodings.append_features(graph, columns)
+  if config.reverses:
+    graph = graph.with_reverses(skip=tuple(config.symmetric))
+  return graph.with_self_loops() if config.self_loops else graph
+
+
+def title(config) -> str:
+  """Name of the data for results: the set and its label, or the file."""
+  label = config.options.get("label", "")
+  return str(config.path) or "-".join(filter(None, (config.name, label)))

@@ -1,0 +1,180 @@
+"""H2GB: node classification on heterogeneous graphs, on the whole graph or on sampled subgraphs.
+
+One build serves every model: they share the call `model(graph, visible=, key=) -> target logits`.
+"""
+
+from collections.abc import Callable
+import functools
+import inspect
+from pathlib import Path
+from typing import Any
+from typing import NamedTuple
+
+from flax import nnx
+import jax
+from jax import Array
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from h2g import data
+from h2g.errors import InputError
+from h2g.graph import HeteroGraph
+from h2g.models import GCN
+from h2g.models import h2g_former
+from h2g.models import HGT
+from h2g.models import MLP
+from h2g.nn.encoders import split_labels
+from h2g.nn.pure import pure
+from h2g.train import Batch
+from h2g.train import Experiment
+
+MODELS = {"h2g_former": h2g_former, "mlp": MLP, "gcn": GCN, "hgt": HGT}
+
+
+class Task(NamedTuple):
+  """What differs between seeds (and, sampled, between batches). Masks are [N_target] bool."""
+
+  train: Array
+  val: Array
+  test: Array
+  seeds: Array | None = None  # sampled: the nodes this batch is about
+  graph: HeteroGraph | None = None  # sampled: the subgraph; otherwise the shared graph is read
+
+
+def build(config) -> Experiment:
+  """The experiment that `configs/h2gb.py` describes; InputError where it cannot be served."""
+  graph = data.prepare(config.data)
+  model = pure(model_factory(config.model, graph))
+  num_classes = graph.schema.num_classes
+  hide = functools.partial(
+      split_labels,
+      rate=config.labels.mask_rate,
+      own_label_visible=config.labels.own_label_visible,
+  )
+
+  def loss_of_one(params, rest, shared, task: Task, key: Array):
+    mask_key, dropout_key = jax.random.split(key)
+    graph = shared if task.graph is None else task.graph
+    module = model.bind(params, rest)
+    if module.reads_labels:
+      visible, counted = hide(task.train, mask_key, seeds=task.seeds)
+    else:
+      visible = None
+      counted = task.train if task.seeds is None else task.train & task.seeds
+    logits = module(graph, visible=visible, key=dropout_key)
+    labels = graph.target_labels
+    value = cross_entropy(logits, labels, counted, config.labels.smoothing)
+    hits = jnp.sum(counted & (logits.argmax(-1) == labels)) / jnp.maximum(counted.sum(), 1)
+    return value, {"train_accuracy": hits}
+
+  def loss(params, rest, batch: Batch, key: Array):
+    if batch.own.graph is None:
+      value, metrics = loss_of_one(params, rest, batch.shared, batch.own, key)
+    else:  # A step averages over several sampled subgraphs, the leading axis of `own`.
+      keys = jax.random.split(key, batch.own.train.shape[0])
+      one = functools.partial(loss_of_one, params, rest, None)
+      value, metrics = jax.tree.map(jnp.mean, jax.vmap(one)(batch.own, keys))
+    return value, (rest, metrics)
+
+  def evaluate_one(params, rest, shared, task: Task):
+    graph = shared if task.graph is None else task.graph
+    module = model.bind(params, rest)
+    stats = {}
+    # Validation reads the training labels, testing those of training and validation nodes; a node
+    # that is predicted is in neither.
+    for split, known in {"val": task.train, "test": task.train | task.val}.items():
+      predicted = getattr(task, split)
+      predicted = predicted if task.seeds is None else predicted & task.seeds
+      logits = module(graph, visible=known & ~predicted)
+      labels = graph.target_labels
+      stats[split] = {
+          "confusion": confusion(labels, logits.argmax(-1), predicted, num_classes),
+          "nll": cross_entropy(logits, labels, predicted) * predicted.sum(),
+      }
+    return stats
+
+  def evaluate(params, rest, batch: Batch):
+    if batch.own.graph is None:
+      return evaluate_one(params, rest, batch.shared, batch.own)
+    stats = jax.vmap(functools.partial(evaluate_one, params, rest, None))(batch.own)
+    return jax.tree.map(lambda x: x.sum(0), stats)
+
+  train_batches, eval_batches = batches(graph, config)
+  return Experiment(
+      dataset=data.title(config.data),
+      model=config.model.name,
+      metric=config.metric,
+      init=model.init,
+      loss=loss,
+      train_batches=train_batches,
+      eval_batches=eval_batches,
+      evaluate=evaluate,
+      summarise=summarise,
+      report=functools.partial(report, class_names=graph.schema.class_names),
+  )
+
+
+def model_factory(config, graph: HeteroGraph) -> Callable[[nnx.Rngs], nnx.Module]:
+  """The configured model's constructor, bound to the graph's schema; unknown names are refused."""
+  settings = {name: value for name, value in config.items() if name != "name"}
+  if config.name not in MODELS:
+    raise InputError(f"config.model.name={config.name!r} is unknown; choose from {sorted(MODELS)}")
+  make = MODELS[config.name]
+  signature = inspect.signature(make.__init__ if isinstance(make, type) else make)
+  known = set(signature.parameters) - {"self", "schema", "rngs"}
+  if unknown := sorted(set(settings) - known):
+    raise InputError(f"config.model.{unknown[0]} is no setting of {config.name}; it has {sorted(known)}")
+  return lambda rngs: make(graph.schema, **settings, rngs=rngs)
+
+
+def cross_entropy(logits: Array, labels: Array, counted: Array, smoothing: float = 0.0) -> Array:
+  """Mean over counted rows of -log softmax(logits)[label], labels smoothed; 0 where none counts."""
+  targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
+  nll = jnp.where(counted, optax.softmax_cross_entropy(logits, targets), 0.0)
+  return nll.sum() / jnp.maximum(counted.sum(), 1)
+
+
+def confusion(labels: Array, predictions: Array, counted: Array, num_classes: int) -> Array:
+  """[C, C] float32 counts, rows the true class, columns the predicted one."""
+  rows = jax.nn.one_hot(labels, num_classes) * counted[:, None]
+  return rows.T @ jax.nn.one_hot(predictions, num_classes)
+
+
+def summarise(stats) -> dict[str, float]:
+  """Metrics of one seed from its summed statistics: accuracy, macro-F1 (and F1 of class 1 of two)."""
+  metrics = {}
+  for split, values in stats.items():
+    matrix = np.asarray(values["confusion"], np.float64)
+    total, hits = matrix.sum(), np.diag(matrix)
+    f1 = 2 * hits / np.maximum(matrix.sum(0) + matrix.sum(1), 1)
+    metrics[f"{split}/accuracy"] = float(hits.sum() / max(total, 1))
+    metrics[f"{split}/macro_f1"] = float(f1.mean())
+    metrics[f"{split}/nll"] = float(values["nll"] / max(total, 1))
+    if len(matrix) == 2:
+      metrics[f"{split}/f1"] = float(f1[1])
+  return metrics
+
+
+def batches(graph: HeteroGraph, config):
+  """(train_batches, eval_batches): the resident whole graph, or streams of sampled subgraphs."""
+  splits = functools.partial(data.stratified_split, graph.target_labels, fractions=config.data.split)
+  if config.sample.method:
+    return data.sampled_streams(graph, splits, config.sample, Task)
+
+  whole = graph.with_incoming()
+
+  def resident(seeds: tuple[int, ...]) -> Batch:
+    masks = [splits(seed=seed) for seed in seeds]
+    own = {name: np.stack([mask[name] for mask in masks]) for name in ("train", "val", "test")}
+    return Batch(shared=whole, own=Task(**own))
+
+  return resident, resident
+
+
+def report(stats: list[Any], workdir: Path, *, class_names: tuple[str, ...]) -> None:
+  """confusion.png: test confusion over all seeds, each row normalised."""
+  from h2g.train import plots
+
+  total = np.sum([seed["test"]["confusion"] for seed in stats], axis=0)
+  plots.confusion(total, class_names, workdir / "confusion.png")
