@@ -14,34 +14,51 @@ number; 75 told to stop by SIGTERM and saved (130: by Ctrl-C): run the same comm
 
 import difflib
 import importlib
+import importlib.util
 import os
 import sys
 from pathlib import Path
+from typing import Any
+from typing import NamedTuple
 
 from absl import flags
 from ml_collections import config_flags
 
 from h2g.errors import InputError
+from h2g.train import stops
+from h2g.train.settings import complete
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, FILE[:VARIANT].")
-WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
-PROGRESS = flags.DEFINE_bool("progress", True, "Progress bar.")
+HELP = ("--help", "-help", "-h", "-?")
+
+
+class Arguments(NamedTuple):
+  """The command line, read."""
+
+  config: Any  # ConfigDict with its overrides, None without --config
+  workdir: str | None
+  progress: bool
 
 
 def main(argv: list[str]) -> int:
   """Runs the command line; returns its exit status."""
   try:
-    return _main(argv)
+    with stops.EarlyStop():
+      return _main(argv)
   except InputError as error:
-    return _fail(error, 2)
+    return _fail(error, stops.FAILED)
+  except stops.Diverged as error:
+    return _fail(f"{error}; the last checkpoint is from before it", stops.DIVERGED)
+  except stops.Preempted as stop:
+    print(stop, flush=True)
+    return stop.status
+  except KeyboardInterrupt:
+    return _fail("stopped at once, by Ctrl-C; run the same command to go on", stops.INTERRUPTED)
 
 
 def _main(argv: list[str]) -> int:
-  help_asked = bool({"--help", "-h", "-help", "-?"} & set(argv[1:]))
-  argv = [word for word in argv if word not in ("--help", "-h", "-help", "-?")]
-  _make_importable(argv)
-  config = _parse(argv)
-  if help_asked:
+  words = [word for word in argv if word not in HELP]
+  config, workdir, progress = _parse(words)
+  if words != argv:
     print(__doc__.strip())
     if config is not None:
       print("\nSettings of this config:")
@@ -50,12 +67,12 @@ def _main(argv: list[str]) -> int:
     return 0
   if config is None:
     raise InputError("--config is missing: name a config, as in --config configs/h2gb.py:tiny")
-  if not WORKDIR.value:
-    raise InputError("--workdir is missing: name a directory for the run, as in --workdir runs/tiny")
-  return _train(config, Path(WORKDIR.value).expanduser())
+  if not workdir:
+    raise InputError("--workdir is missing: name a directory, as in --workdir runs/tiny")
+  return _train(config, Path(workdir).expanduser(), progress)
 
 
-def _train(config, workdir: Path) -> int:
+def _train(config, workdir: Path, progress: bool) -> int:
   from h2g.train.results import summary
   from h2g.train.workdir import Workdir
 
@@ -67,16 +84,8 @@ def _train(config, workdir: Path) -> int:
     return 0
 
   from h2g.train import loop
-  from h2g.train.stops import Diverged
-  from h2g.train.stops import Preempted
 
-  try:
-    loop.run(_build(config), config, workdir, bar=PROGRESS.value)
-  except Preempted as stop:
-    print(stop, flush=True)
-    return stop.status
-  except Diverged as error:
-    return _fail(f"{error}; the last checkpoint in {workdir} is from before it", error.status)
+  loop.run(_build(config), config, workdir, bar=progress)
   return 0
 
 
@@ -89,81 +98,85 @@ def _build(config):
   try:
     return importlib.import_module(module).build(config)
   except ModuleNotFoundError as error:
-    if error.name and module.startswith(error.name):
+    if error.name and f"{module}.".startswith(f"{error.name}."):
       raise InputError(
-          f"config.experiment={name!r}: there is no module {module}; run from the repository, or name "
-          "a folder of experiments/"
+          f"config.experiment={name!r}: there is no module {module}; run from the repository, or "
+          "name a folder of experiments/"
       ) from error
     raise
 
 
-def _make_importable(argv: list[str]) -> None:
-  """Puts the folder above the config's `configs/` on the path, for `configs` and `experiments`."""
-  for word, after in zip(argv[1:], [*argv[2:], ""]):
-    name, _, value = word.partition("=")
-    if name in ("--config", "-config"):
-      root = Path(value or after).absolute().parents[1:2]
-      sys.path += [str(folder) for folder in root if str(folder) not in sys.path]
-
-
-def _parse(argv: list[str]):
-  """The config with its overrides, None without --config; InputError for what cannot be read."""
+def _parse(argv: list[str]) -> Arguments:
+  """Reads the flags; InputError for what cannot be read."""
+  where, argv = _take_config(argv)
+  config = None if where is None else complete(_load(where))
+  # Flags of this call alone, not absl's global ones: main may be called again in the same process.
+  values = flags.FlagValues()
+  workdir = flags.DEFINE_string("workdir", None, "", flag_values=values)
+  progress = flags.DEFINE_bool("progress", True, "", flag_values=values)
+  if config is not None:
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
   try:
-    rest = flags.FLAGS(argv)
-    config = CONFIG.value
-  except InputError:
-    raise
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-    raise InputError(_explain(error, argv)) from error
+    rest = values(argv)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+    raise InputError(_explain(error, argv, config)) from error
   if len(rest) > 1:
     raise InputError(f"{rest[1]!r} is not understood: settings are written --config.key=value")
-  return config
+  return Arguments(config, workdir.value, progress.value)
 
 
-def _explain(error: BaseException, argv: list[str]) -> str:
-  """One line for what flags and config files make of a mistake."""
-  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-  text = str(error)
-  if "Traceback" in text:  # raised inside get_config: its own last line says what is wrong
-    kind, _, message = lines[-1].partition(": ")
-    plain = kind in ("ValueError", "KeyError") or kind.endswith("InputError")
-    return message if plain else lines[-1]
-  if isinstance(error, OSError) or "Failed loading config file" in text:
-    return f"config file {_config_path(argv)} cannot be read: {lines[-1]}"
+def _take_config(argv: list[str]) -> tuple[str | None, list[str]]:
+  """FILE:VARIANT of --config, and the other words."""
+  where, others = None, []
+  words = iter(argv)
+  for word in words:
+    name, has_value, value = word.partition("=")
+    if name not in ("--config", "-config"):
+      others.append(word)
+    elif has_value:
+      where = value
+    elif (where := next(words, None)) is None:
+      raise InputError("--config has no value: name a config, as in --config configs/h2gb.py:tiny")
+  return where, others
+
+
+def _load(where: str):
+  """The ConfigDict of FILE[:VARIANT]."""
+  path, has_variant, variant = where.partition(":")
+  root = Path(path).absolute().parent.parent  # the folder of `configs`, and of `experiments`
+  if str(root) not in sys.path:
+    sys.path.append(str(root))
+  if not Path(path).is_file():
+    raise InputError(f"--config {path} cannot be read: there is no such file")
+  spec = importlib.util.spec_from_file_location("h2g_config", path)
+  if spec is None:
+    raise InputError(f"--config {path} cannot be read: name a Python file (.py)")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, "get_config"):
+    raise InputError(f"--config {path} has no function get_config")
+  try:
+    return module.get_config(variant) if has_variant else module.get_config()
+  except ValueError as error:  # a variant that there is not; the message lists those there are
+    raise InputError(str(error)) from error
+
+
+def _explain(error: BaseException, argv: list[str], config) -> str:
+  """One line for what flags make of a mistake."""
   if isinstance(error, (AttributeError, KeyError)):  # an override of a setting that is not there
-    config = _without_overrides(argv)
-    known = dict(_leaves(config)) if config is not None else {}
+    known = dict(_leaves(config))
     for word in argv[1:]:
       name = word.split("=")[0].removeprefix("--")
-      if name.startswith("config.") and name not in known and not _is_branch(name, known):
-        close = difflib.get_close_matches(name, known, 3)
-        hint = f"did you mean {' or '.join(close)}?" if close else "--help lists the settings"
+      is_branch = any(leaf.startswith(f"{name}.") for leaf in known)
+      if name.startswith("config.") and name not in known and not is_branch:
+        close = difflib.get_close_matches(name, known, 1, cutoff=0.8)
+        hint = f"did you mean --{close[0]}?" if close else "--help lists the settings"
         return f"--{name} is no setting of the config: {hint}"
-  return " ".join(lines)
-
-
-def _without_overrides(argv: list[str]):
-  path = _config_path(argv, variant=True)
-  values = flags.FlagValues()
-  holder = config_flags.DEFINE_config_file("config", None, "", flag_values=values)
-  values(["", f"--config={path}"])
-  return holder.value
-
-
-def _config_path(argv: list[str], variant: bool = False) -> str:
-  for word, after in zip(argv[1:], [*argv[2:], ""]):
-    name, has_value, value = word.partition("=")
-    if name in ("--config", "-config"):
-      path = value if has_value else after
-      return path if variant else path.split(":")[0]
-  return ""
-
-
-def _is_branch(name: str, known: dict) -> bool:
-  return any(leaf.startswith(f"{name}.") for leaf in known)
+  return " ".join(str(error).split())
 
 
 def _leaves(config, prefix: str = "config"):
+  """("config.a.b", value) of every setting."""
   for name, value in config.items():
     path = f"{prefix}.{name}"
     if hasattr(value, "items"):

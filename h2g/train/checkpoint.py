@@ -1,12 +1,14 @@
 """Checkpoints that are whole or absent, read back with the shardings of the run that asks.
 
-A checkpoint is one committed folder of three items: `state` (what the next step needs), `best` (each
-seed's model at its best validation) and `record` (host values: step, seconds, best metrics, the
-position of the data). So every checkpoint holds the best so far, and the best can be read alone.
+A checkpoint is one committed folder of three items: `state` (what the next step needs), `best`
+(each seed's model at its best validation) and `record` (host values: step, seconds, best metrics,
+the position of the data). So every checkpoint holds the best so far, which can be read alone.
 """
 
 import dataclasses
-import errno
+import logging
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,18 @@ from h2g.train.sharding import Layout
 from h2g.train.step import Best
 from h2g.train.step import State
 from h2g.train.workdir import cannot_write
+from h2g.train.workdir import REASONS
 from h2g.train.writers import say
 
 KEPT = 2  # the latest, and the one before in case the latest is damaged
+
+SPARE = 1 << 20  # bytes that a save takes besides its arrays, generously
+
+# Orbax prints the traceback of a failed save from each of its threads; it is raised to us as well.
+_TOLD = ("_SignalingThread", "background save thread", "Save Finalize thread")
+logging.getLogger("absl").addFilter(
+    lambda record: not any(text in record.getMessage() for text in _TOLD)
+)
 
 
 @dataclasses.dataclass
@@ -60,6 +71,7 @@ class Checkpoints:
     """Starts a save; it is on disk, whole, after a later `wait` or `save` returns."""
     if record.step == self._last:
       return
+    self._require_space()
     state, best = self._form.pack((state, best))
     host = dataclasses.asdict(record) | {
         "config_hash": self._config_hash,
@@ -104,8 +116,31 @@ class Checkpoints:
     return None if found is None else self._form.unpack_best(found[0][0])
 
   def close(self) -> None:
-    with _disk_errors(self._folder):
-      self._manager.close()
+    """Ends the saves under way; nothing half-written stays."""
+    try:
+      with _disk_errors(self._folder):
+        self._manager.close()
+    finally:
+      # The threads of a failed save may still be writing for a moment.
+      for wait in (0.0, 0.1, 0.2, 0.4, 0.8):
+        time.sleep(wait)
+        halves = list(self._folder.glob("*.orbax-checkpoint-tmp"))
+        for half in halves:
+          shutil.rmtree(half, ignore_errors=True)
+        if not halves:
+          break
+
+  def _require_space(self) -> None:
+    """A save that cannot fit is not begun."""
+    leaves = jax.tree.leaves(self._form.abstract)
+    needed = SPARE + sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    free = shutil.disk_usage(self._folder).free
+    if free < needed:
+      raise InputError(
+          f"cannot write to {self._folder}: No space left on device (a checkpoint takes up to "
+          f"{needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free); make room, then run the same "
+          "command"
+      )
 
   def _newest(self, items: tuple[str, ...]):
     damaged: dict[int, str] = {}
@@ -114,7 +149,7 @@ class Checkpoints:
         found = self._read(step, items)
       except InputError:
         raise
-      except Exception as error:  # noqa: BLE001: whatever the damage made the reader raise
+      except Exception as error:  # whatever the damage made the reader raise
         damaged[step] = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         continue
       for bad, reason in damaged.items():
@@ -127,8 +162,8 @@ class Checkpoints:
     if damaged:
       step, reason = next(iter(damaged.items()))
       raise InputError(
-          f"no checkpoint in {self._folder} can be read (step {step}: {reason}): remove that folder to "
-          "train from the start"
+          f"no checkpoint in {self._folder} can be read (step {step}: {reason}): remove that "
+          "folder to train from the start"
       )
     return None
 
@@ -228,9 +263,6 @@ def _raw(leaf):
 class _disk_errors:
   """Turns what a full or read-only disk makes of a save into one line; other errors pass."""
 
-  TEXTS = ("no space left", "read-only file system", "file too large", "disk quota", "permission denied")
-  NUMBERS = (errno.ENOSPC, errno.EROFS, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EPERM)
-
   def __init__(self, folder: Path):
     self._folder = folder
 
@@ -240,6 +272,7 @@ class _disk_errors:
   def __exit__(self, kind, error, _):
     if error is None or isinstance(error, InputError):
       return
-    text = str(error).lower()
-    if getattr(error, "errno", None) in self.NUMBERS or any(known in text for known in self.TEXTS):
+    if any(reason.lower() in str(error).lower() for reason in REASONS):
+      # Other tasks of the failed save say the same once more.
+      logging.getLogger("asyncio").setLevel(logging.CRITICAL)
       raise cannot_write(self._folder, error) from error

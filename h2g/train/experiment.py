@@ -15,8 +15,8 @@ class Batch(NamedTuple):
   S is the number of seeds that train together.
 
   shared: pytree of arrays that every seed reads, without an axis of seeds.
-  own: pytree of arrays [S, ...]: what differs between seeds (splits, samples). `Experiment.loss` and
-    `evaluate` see one seed's slice of it.
+  own: pytree of arrays [S, ...]: what differs between seeds (splits, samples). `Experiment.loss`
+    and `evaluate` see one seed's slice of it.
   """
 
   shared: Any

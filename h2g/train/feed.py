@@ -1,4 +1,4 @@
-"""Where batches come from: one that stays on the device, or a stream that can be put back in place."""
+"""Where batches come from: one that stays on the device, or a stream that can be resumed."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -8,6 +8,9 @@ from typing import Any
 from h2g.errors import InputError
 from h2g.train.experiment import Batch
 from h2g.train.sharding import Layout
+
+READERS = 4  # threads that make the batches of a MapDataset; an IterDataset brings its own
+READ_AHEAD = 16  # batches that wait on the host
 
 
 class Resident:
@@ -80,7 +83,10 @@ class EvalFeed:
 
 def _checkpointable(dataset: Iterable[Batch]) -> Iterator[Batch]:
   if hasattr(dataset, "to_iter_dataset"):  # a grain MapDataset: read ahead in threads
-    dataset = dataset.to_iter_dataset()
+    import grain
+
+    options = grain.ReadOptions(num_threads=READERS, prefetch_buffer_size=READ_AHEAD)
+    dataset = dataset.to_iter_dataset(options)
   iterator = iter(dataset)
   if not (hasattr(iterator, "get_state") and hasattr(iterator, "set_state")):
     raise InputError(
@@ -92,5 +98,5 @@ def _checkpointable(dataset: Iterable[Batch]) -> Iterator[Batch]:
 
 def _checked(batch: Any) -> Batch:
   if not isinstance(batch, Batch):
-    raise InputError(f"a stream of batches yielded {type(batch).__name__}: it must yield h2g.train.Batch")
+    raise InputError(f"a stream yielded {type(batch).__name__}: it must yield h2g.train.Batch")
   return batch

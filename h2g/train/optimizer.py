@@ -7,7 +7,7 @@ from h2g.train.settings import Settings
 
 
 def make_schedule(settings: Settings) -> optax.Schedule:
-  """Learning rate by step: linear from 0 over `warmup` steps, then the schedule to the last step."""
+  """Learning rate by step: linear over `warmup` steps, then the schedule to the last step."""
   after = max(settings.steps - settings.warmup, 1)
   main = {
       "cosine": lambda: optax.cosine_decay_schedule(settings.lr, after),
@@ -16,8 +16,9 @@ def make_schedule(settings: Settings) -> optax.Schedule:
   }[settings.schedule]()
   if not settings.warmup:
     return main
-  # Ends of the ramp at (step + 1) / warmup: a first step with rate zero would be a step for nothing.
-  ramp = optax.linear_schedule(settings.lr / settings.warmup, settings.lr, max(settings.warmup - 1, 1))
+  # The ramp is (step + 1) / warmup: a first step with rate zero would be a step for nothing.
+  start = settings.lr / settings.warmup
+  ramp = optax.linear_schedule(start, settings.lr, max(settings.warmup - 1, 1))
   return optax.join_schedules([ramp, main], [settings.warmup])
 
 

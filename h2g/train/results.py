@@ -33,7 +33,7 @@ def results(
     compile_count: int,
     config_hash: str,
 ) -> dict:
-  """The dictionary of results.json. Deviations are those of a sample (n - 1), 0 of a single seed."""
+  """The dictionary of results.json. test_std is that of a sample (n - 1), 0 of a single seed."""
   metric = experiment.metric
   test = [seed.metrics[f"test/{metric}"] for seed in found]
   val = [seed.metrics[f"val/{metric}"] for seed in found]
@@ -73,7 +73,7 @@ def summary(result: dict) -> str:
   count = len(result["seeds"])
   spread = f" ± {result['test_std']:.4f}" if count > 1 else ""
   return (
-      f"{result['dataset']} {result['model']}: test {result['metric']} {result['test_mean']:.4f}{spread}, "
-      f"val {result['val_mean']:.4f} ({count} seed{'s' * (count > 1)}, {result['steps']} steps, "
-      f"{result['seconds']:.1f} s)"
+      f"{result['dataset']} {result['model']}: test {result['metric']} {result['test_mean']:.4f}"
+      f"{spread}, val {result['val_mean']:.4f} ({count} seed{'s' * (count > 1)}, "
+      f"{result['steps']} steps, {result['seconds']:.1f} s)"
   )

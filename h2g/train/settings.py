@@ -4,6 +4,8 @@ import dataclasses
 import difflib
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from h2g.errors import InputError
 
 OPTIMIZERS = ("adamw", "adam", "lion", "sgd")
@@ -21,7 +23,7 @@ class Settings:
   config.train.checkpoint_every: steps between checkpoints; 0 makes ten a run.
   config.train.log_every: steps between rows of metrics.jsonl; evaluated steps always get a row.
   config.train.seeds_together: all seeds in one program, or one after the other.
-  config.train.steps_per_call: steps in one call of the compiled program, when the batch is resident.
+  config.train.steps_per_call: steps in one call of the compiled program, on a resident batch.
   config.train.optimizer: one of OPTIMIZERS; lr: peak learning rate; schedule: one of SCHEDULES, to
     zero at the last step; warmup: steps from zero to the peak; weight_decay: decoupled, times the
     learning rate; decay: which parameters decay, "matrices" (two axes or more) or "all"; momentum:
@@ -29,10 +31,10 @@ class Settings:
   config.train.prefetch: batches of a stream that wait ready on the device.
   config.train.compilation_cache: folder of compiled programs kept between runs; "auto" is
     $XDG_CACHE_HOME/h2g or ~/.cache/h2g, "" turns it off.
-  config.mesh.data, config.mesh.fsdp, config.mesh.tensor: devices along each axis; one may be -1, the
-    rest of the devices. Seeds that train together are spread over `data`.
-  config.sharding_rules: ordered (pattern, axes) pairs: the first pattern found in a parameter's path
-    (`blocks/0/kernel`) says along which mesh axis each of its array axes is split (None: not).
+  config.mesh.data, config.mesh.fsdp, config.mesh.tensor: devices along each axis; one may be -1,
+    the rest of the devices. Seeds that train together are spread over `data`.
+  config.sharding_rules: ordered (pattern, axes) pairs: the first pattern found in a parameter's
+    path (`blocks/0/kernel`) says along which mesh axis each of its array axes is split (None: not).
   """
 
   steps: int = 1000
@@ -92,8 +94,8 @@ class Settings:
       _require(value >= 0, f"config.train.{name}", value, "use a number >= 0")
     choices = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "decay": DECAYS}
     for name, names in choices.items():
-      value = getattr(settings, name)
-      _require(value in names, f"config.train.{name}", repr(value), f"choose from {', '.join(names)}")
+      value, remedy = getattr(settings, name), f"choose from {', '.join(names)}"
+      _require(value in names, f"config.train.{name}", repr(value), remedy)
     return settings
 
   @property
@@ -104,6 +106,22 @@ class Settings:
   def groups(self) -> tuple[tuple[int, ...], ...]:
     """Seeds that share a program run, in the order in which the groups are trained."""
     return (self.seeds,) if self.seeds_together else tuple((seed,) for seed in self.seeds)
+
+
+def complete(config) -> ConfigDict:
+  """A copy of the config that has every setting of the trainer, at its default where it lacked."""
+  full = ConfigDict(config.to_dict() if hasattr(config, "to_dict") else config)
+  defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
+  mesh, _, _ = dict(defaults.pop("mesh")), defaults.pop("seeds"), defaults.pop("rules")
+  fill = {"seed": 0, "num_seeds": 1, "train": defaults, "mesh": mesh, "sharding_rules": ()}
+  for name, value in fill.items():
+    if name not in full:
+      full[name] = value
+    elif isinstance(value, dict) and hasattr(full[name], "items"):
+      for key, default in value.items():
+        if key not in full[name]:
+          full[name][key] = default
+  return full
 
 
 def _typed(name: str, value: Any, kind: type) -> Any:

@@ -18,22 +18,27 @@ from h2g.train.experiment import Batch
 SEEDS = "data"  # seeds that train together are spread over this mesh axis
 
 
-def make_mesh(axes: tuple[tuple[str, int], ...], devices: int | None = None) -> Mesh:
-  """A mesh over the first `devices` (None: all) of the job; one axis may be -1, those that remain."""
+def make_mesh(axes: tuple[tuple[str, int], ...]) -> Mesh:
+  """A mesh over the job's devices.
+
+  An axis of -1 takes what remains; without one, a single process may use fewer devices than it has.
+  """
   names, sizes = zip(*axes)
-  chosen = jax.devices()[:devices]
+  chosen = jax.devices()
   count = len(chosen)
   text = ", ".join(f"{name}={size}" for name, size in axes)
   if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
     raise InputError(f"config.mesh ({text}) cannot be used: sizes are >= 1, one of them may be -1")
   rest = count // math.prod(size for size in sizes if size != -1)
   shape = tuple(rest if size == -1 else size for size in sizes)
-  if math.prod(shape) != count:
+  used = math.prod(shape)
+  if used > count or used < 1 or (used < count and (-1 in sizes or jax.process_count() > 1)):
     raise InputError(
         f"config.mesh ({text}) does not fit {count} device(s): the sizes must multiply to {count}; "
         "set one of them to -1"
     )
-  return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(names), devices=chosen)
+  types = (AxisType.Auto,) * len(names)
+  return jax.make_mesh(shape, names, axis_types=types, devices=chosen[:used])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +128,9 @@ class Layout:
       for size, axis in zip(shape, axes):
         if axis is not None and size % self.mesh.shape[axis]:
           raise InputError(
-              f"config.sharding_rules[{pattern!r}]={axes}: parameter {path} of shape {shape} cannot "
-              f"be split over the {self.mesh.shape[axis]} devices of {axis!r}; use a width they divide"
+              f"config.sharding_rules[{pattern!r}]={axes}: parameter {path} of shape {shape} "
+              f"cannot be split over the {self.mesh.shape[axis]} devices of {axis!r}: use a width "
+              "that they divide"
           )
         if axis is not None and axis == self.seeds_axis:
           raise InputError(

@@ -56,9 +56,9 @@ class Programs:
       optimizer: optax.GradientTransformation,
       layout: Layout,
       *,
-      length: int | None,
+      length: int,
   ):
-    """length: most steps that one call takes on a resident batch; None: one step a call, a stream."""
+    """length: most steps of one call of `steps`."""
     self.compiled: set[str] = set()
     over_seeds = functools.partial(_over_seeds, layout=layout)
 
@@ -76,8 +76,10 @@ class Programs:
         key = jax.random.fold_in(jax.random.wrap_key_data(key_data), state.step)
         gradient = jax.value_and_grad(experiment.loss, has_aux=True)
         (loss, (rest, metrics)), grads = gradient(params, rest, Batch(batch.shared, own), key)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), **metrics}
+        # optax mixes dtypes in its own arithmetic, which a caller's strict rules would refuse.
+        with jax.numpy_dtype_promotion("standard"):
+          updates, opt_state = optimizer.update(grads, opt_state, params)
+        metrics = {"loss": loss, "grad_norm": _norm(grads), **metrics}
         return optax.apply_updates(params, updates), rest, opt_state, metrics
 
       *new, metrics = over_seeds(one_seed)(
@@ -85,28 +87,35 @@ class Programs:
       )
       return State(*new, state.keys, state.step + 1), metrics
 
-    def train(state: State, batch: Batch, count: Array) -> tuple[State, dict[str, Array]]:
-      """`count` <= length steps on one batch; metrics [length, S], the first `count` rows are filled.
+    def step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
+      """One step, for streams; metrics [1, S]."""
+      self.compiled.add(_name("train", batch))
+      state, metrics = step_once(state, batch)
+      return state, jax.tree.map(lambda m: m[None], metrics)
+
+    def steps(state: State, batch: Batch, count: Array) -> tuple[State, dict[str, Array]]:
+      """`count` <= length steps on one resident batch; metrics [length, S], `count` rows filled.
 
       The trip count is an argument, not a shape: one program serves every cut of the run, so that
       where it is evaluated, saved or resumed cannot change a bit.
       """
       self.compiled.add(_name("train", batch))
       like = jax.eval_shape(step_once, state, batch)[1]
-      rows = jax.tree.map(lambda m: jnp.zeros((length or 1, *m.shape), m.dtype), like)
+      rows = jax.tree.map(lambda m: jnp.zeros((length, *m.shape), m.dtype), like)
 
       def body(i, carry):
         state, rows = carry
         state, metrics = step_once(state, batch)
         return state, jax.tree.map(lambda row, m: row.at[i].set(m), rows, metrics)
 
-      if length is None:
-        return body(0, (state, rows))
       return jax.lax.fori_loop(0, count, body, (state, rows))
 
     def evaluate(params, rest, batch: Batch):
       self.compiled.add(_name("eval", batch))
-      one_seed = lambda params, rest, own: experiment.evaluate(params, rest, Batch(batch.shared, own))
+
+      def one_seed(params, rest, own):
+        return experiment.evaluate(params, rest, Batch(batch.shared, own))
+
       return over_seeds(one_seed)(params, rest, batch.own)
 
     def keep(best: Best, state: State, improved: Array) -> Best:
@@ -120,9 +129,9 @@ class Programs:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
     everywhere = layout.replicated  # each process reads metrics and statistics whole
     self.create: Callable = jax.jit(create, out_shardings=shardings)
-    self.train: Callable = jax.jit(
-        train, donate_argnums=0, out_shardings=(shardings[0], everywhere)
-    )
+    stepping = dict(donate_argnums=0, out_shardings=(shardings[0], everywhere))
+    self.step: Callable = jax.jit(step, **stepping)
+    self.steps: Callable = jax.jit(steps, **stepping)
     self.evaluate: Callable = jax.jit(evaluate, out_shardings=everywhere)
     self.keep: Callable = jax.jit(keep, donate_argnums=0, out_shardings=shardings[1])
 
@@ -144,6 +153,12 @@ def _over_seeds(function: Callable, *, layout: Layout) -> Callable:
     return jax.tree.map(lambda leaf: jnp.expand_dims(leaf, 0), out)
 
   return single
+
+
+def _norm(tree) -> Array:
+  """Euclidean norm over all leaves, [] float32."""
+  squares = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree)]
+  return jnp.sqrt(sum(squares, jnp.zeros((), jnp.float32)))
 
 
 def _name(kind: str, batch: Batch) -> str:

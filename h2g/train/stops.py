@@ -1,17 +1,17 @@
-"""The ways in which a run ends before its last step."""
+"""The ways in which a run ends before its last step, and the exit statuses that tell them apart."""
 
 import contextlib
 import signal
 import threading
 
-PREEMPTED = 75  # exit status after a saved SIGTERM: EX_TEMPFAIL of sysexits.h, "try again later"
+FAILED = 2  # the input, the directory or the disk cannot be used
 DIVERGED = 3
+PREEMPTED = 75  # SIGTERM: EX_TEMPFAIL of sysexits.h, "try again later"
+INTERRUPTED = 130  # Ctrl-C, as shells have it
 
 
 class Diverged(RuntimeError):
   """A loss, gradient or metric stopped being a number."""
-
-  status = DIVERGED
 
 
 class Preempted(RuntimeError):
@@ -43,11 +43,29 @@ class Interruption(contextlib.AbstractContextManager):
       signal.signal(number, handler)
     self._previous.clear()
 
-  @property
-  def status(self) -> int:
-    return 130 if self.received is signal.SIGINT else PREEMPTED
+  def preempted(self, message: str) -> Preempted:
+    """The exception that ends the run."""
+    status = INTERRUPTED if self.received is signal.SIGINT else PREEMPTED
+    return Preempted(f"{self.received.name}: {message}; run the same command to go on", status)
 
   def _receive(self, number, _):
     if self.received is not None and number == signal.SIGINT:
       raise KeyboardInterrupt
     self.received = signal.Signals(number)
+
+
+class EarlyStop(contextlib.AbstractContextManager):
+  """While open, SIGTERM ends the process at once: before training there is nothing to save."""
+
+  def __enter__(self):
+    self._previous = None
+    if threading.current_thread() is threading.main_thread():
+      self._previous = signal.signal(signal.SIGTERM, self._receive)
+    return self
+
+  def __exit__(self, *_):
+    if self._previous is not None:
+      signal.signal(signal.SIGTERM, self._previous)
+
+  def _receive(self, number, _):
+    raise Preempted("SIGTERM: stopped before training; run the same command to go on", PREEMPTED)

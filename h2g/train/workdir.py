@@ -1,5 +1,6 @@
 """One run's directory: whose it is, whether it is finished, and files that are whole or absent."""
 
+import errno
 import hashlib
 import json
 import os
@@ -9,8 +10,16 @@ from typing import Any
 from h2g.errors import InputError
 
 # Settings that change where and how often, never the numbers: a run may be resumed with others.
-FREE = ("mesh", "sharding_rules", "train.checkpoint_every", "train.steps_per_call", "train.prefetch",
-        "train.compilation_cache")
+FREE = (
+    "mesh", "sharding_rules", "train.checkpoint_every", "train.steps_per_call", "train.prefetch",
+    "train.compilation_cache",
+)
+
+# What the system says when it will not write, however deep in a message.
+REASONS = tuple(
+    os.strerror(number)
+    for number in (errno.ENOSPC, errno.EROFS, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EPERM)
+)
 
 
 class Workdir:
@@ -22,7 +31,7 @@ class Workdir:
 
   def __init__(self, path: str | Path, config):
     self.path = Path(path)
-    self.config = _plain(config.to_dict() if hasattr(config, "to_dict") else config)
+    self.config = _plain(config.to_dict())
     self.config_hash = config_hash(self.config)
 
   def check(self) -> None:
@@ -35,8 +44,8 @@ class Workdir:
     differing = _difference(_flat(theirs), _flat(self.config))
     more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
     raise InputError(
-        f"{self.path} holds a run of another config ({'; '.join(differing[:4])}{more}): choose another "
-        "--workdir, or remove this one"
+        f"{self.path} holds a run of another config ({'; '.join(differing[:4])}{more}): choose "
+        "another --workdir, or remove this one"
     )
 
   def open(self) -> None:
@@ -62,7 +71,9 @@ class Workdir:
     except FileNotFoundError:
       return None
     except (ValueError, OSError) as error:
-      raise InputError(f"{self.path / name} cannot be read ({error}): remove it or the directory") from error
+      raise InputError(
+          f"{self.path / name} cannot be read ({error}): remove it or the directory"
+      ) from error
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -81,9 +92,12 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def cannot_write(path: Path, error: BaseException) -> InputError:
   """The one line for a full or read-only disk, from whatever was raised."""
-  reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+  text = " ".join(str(error).split())
+  known = [reason for reason in REASONS if reason.lower() in text.lower()]
+  reason = getattr(error, "strerror", None) or (known[0] if known else text[:200])
   return InputError(
-      f"cannot write to {path}: {reason}; make room or allow writing there, then run the same command"
+      f"cannot write to {path}: {reason}; make room or allow writing there, then run the same "
+      "command"
   )
 
 

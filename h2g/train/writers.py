@@ -1,12 +1,16 @@
 """What a run says while it goes: metrics.jsonl, TensorBoard events, a progress bar or log lines."""
 
+import contextlib
+import errno
 import json
 import os
+import socket
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from h2g.train.workdir import write_whole
@@ -15,45 +19,83 @@ Row = dict[str, Any]  # {"step", "seeds", "seconds", metric: one number per seed
 
 
 class MetricsLog:
-  """metrics.jsonl, one row per logged step of a group of seeds, and the same means for TensorBoard.
+  """metrics.jsonl, one row per logged step of a group of seeds, and the means for TensorBoard.
 
-  A row is {"step": int, "seeds": [S], "seconds": float, <metric>: [S floats]}.
+  A row is {"step": int, "seeds": [S], "seconds": float, <metric>: [S floats]}. Only the first
+  process of a job writes.
   """
 
   def __init__(self, workdir: Path, seeds: tuple[int, ...], *, from_step: int):
     """Opens the log of one group; its rows after `from_step`, of a run that was cut, go."""
-    from tensorboardX import SummaryWriter
-
     self._path = workdir / "metrics.jsonl"
     self._seeds = list(seeds)
-    _keep_rows(self._path, self._seeds, from_step)
-    self._file = open(self._path, "ab")
-    name = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]}-{seeds[-1]}"
-    self._events = SummaryWriter(
-        str(workdir / "events" / f"seeds_{name}"), purge_step=from_step + 1, flush_secs=10
-    )
+    self._file = self._events = None
+    if is_first_process():
+      _keep_rows(self._path, self._seeds, from_step)
+      self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 (closed by `close`)
+      name = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]}-{seeds[-1]}"
+      self._events = _Events(workdir / "events" / f"seeds_{name}", from_step)
 
   def write(self, row: Row) -> None:
     """Appends {"step", "seconds", metrics [S]}, whole or not at all."""
+    if self._file is None:
+      return
     row = {"step": row["step"], "seeds": self._seeds, **row}
-    end = self._file.tell()
+    line = json.dumps(row).encode() + b"\n"
+    end = os.path.getsize(self._path)
     try:
-      self._file.write(json.dumps(row).encode() + b"\n")
-      self._file.flush()
+      if self._file.write(line) < len(line):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError:
       os.truncate(self._path, end)
       raise
-    for name, values in row.items():
-      if name not in ("step", "seeds", "seconds"):
-        self._events.add_scalar(name, float(np.mean(values)), row["step"])
+    self._events.write(row)
 
   def flush(self) -> None:
     """Called before a checkpoint: it must never know more steps than the log."""
-    os.fsync(self._file.fileno())
+    if self._file is not None:
+      os.fsync(self._file.fileno())
+      self._events.flush()
 
   def close(self) -> None:
-    self._file.close()
-    self._events.close()
+    if self._file is not None:
+      self._file.close()
+      with contextlib.suppress(OSError):  # a full disk, which has been told already
+        self._events.close()
+
+
+class _Events:
+  """TensorBoard's file of events, written in the caller's thread so that a full disk is noticed."""
+
+  def __init__(self, folder: Path, from_step: int):
+    from tensorboardX.proto import event_pb2
+    from tensorboardX.proto import summary_pb2
+    from tensorboardX.record_writer import RecordWriter
+
+    self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
+    self._writer = RecordWriter(str(folder / name))
+    self._add(file_version="brain.Event:2")
+    # TensorBoard drops what an earlier file says of later steps.
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._add(step=from_step + 1, session_log=start)
+
+  def write(self, row: Row) -> None:
+    for name, values in row.items():
+      if name not in ("step", "seeds", "seconds"):
+        summary = self._summary(value=[self._summary.Value(tag=name, simple_value=np.mean(values))])
+        self._add(step=row["step"], summary=summary)
+
+  def _add(self, **fields) -> None:
+    event = self._event(wall_time=time.time(), **fields)
+    self._writer.write(event.SerializeToString())
+
+  def flush(self) -> None:
+    self._writer.flush()
+
+  def close(self) -> None:
+    self._writer.close()
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -76,7 +118,7 @@ def _keep_rows(path: Path, seeds: list[int], step: int) -> None:
 
 
 class Progress:
-  """A bar with loss, metric and time left where a person looks on; otherwise a line now and then."""
+  """A bar with loss, metric and time left where a person looks on, else a line now and then."""
 
   EVERY_S = 10.0  # seconds between lines
 
@@ -86,7 +128,7 @@ class Progress:
     self._said = self._began - self.EVERY_S + 2.0  # the first line soon: a log should show life
     self._shown: dict[str, str] = {}
     self._bar = None
-    if bar and sys.stderr.isatty():
+    if bar and sys.stderr.isatty() and is_first_process():
       from tqdm import tqdm
 
       self._bar = tqdm(total=steps, initial=start, desc=label, unit="step", dynamic_ncols=True)
@@ -104,13 +146,20 @@ class Progress:
     self._said = now
     left = (now - self._began) * (self._steps - step) / max(step - self._start, 1)
     text = "  ".join(f"{name} {value}" for name, value in self._shown.items())
-    say(f"{self._label}: step {step}/{self._steps}  {text}  {now - self._began:.1f} s, {left:.0f} s left")
+    passed = f"{now - self._began:.1f} s, {left:.0f} s left"
+    say(f"{self._label}: step {step}/{self._steps}  {text}  {passed}")
 
   def close(self) -> None:
     if self._bar is not None:
       self._bar.close()
 
 
+def is_first_process() -> bool:
+  """Whether this process writes the job's logs."""
+  return jax.process_index() == 0
+
+
 def say(text: str) -> None:
   """One line for the person; flushed, because logs of killed jobs are read too."""
-  print(text, flush=True)
+  if is_first_process():
+    print(text, flush=True)

@@ -7,7 +7,7 @@ def get_config(variant="full"):
   if variant not in ("full", "stream"):
     raise ValueError(f"unknown variant {variant!r}: choose full or stream")
   config = ml_collections.ConfigDict()
-  config.experiment = "tests.train.blobs"
+  config.experiment = "train_problems.blobs"
   config.seed = 0
   config.num_seeds = 3
   config.hidden = 16

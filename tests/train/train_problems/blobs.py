@@ -1,4 +1,5 @@
-"""A small classification problem for the trainer's tests: an MLP on noisy, half-overlapping blobs."""
+"""A small classification problem for the trainer's tests: an MLP on overlapping blobs."""
+
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,8 @@ def data(count: int = 240):
 def masks(seed: int, count: int = 240) -> dict[str, np.ndarray]:
   order = np.random.default_rng(seed).permutation(count)
   parts = np.split(order, [count * 6 // 10, count * 8 // 10])
-  return {name: np.isin(np.arange(count), part) for name, part in zip(("train", "val", "test"), parts)}
+  names = ("train", "val", "test")
+  return {name: np.isin(np.arange(count), part) for name, part in zip(names, parts)}
 
 
 def build(config) -> Experiment:
@@ -34,8 +36,9 @@ def build(config) -> Experiment:
 
   def init(key):
     one, two = jax.random.split(key)
+    kernel = jax.random.normal(one, (DIM, hidden)) * DIM**-0.5
     params = {
-        "in": {"kernel": jax.random.normal(one, (DIM, hidden)) * DIM**-0.5, "bias": jnp.zeros(hidden)},
+        "in": {"kernel": kernel, "bias": jnp.zeros(hidden)},
         "out": {"kernel": jax.random.normal(two, (hidden, CLASSES)) * hidden**-0.5},
     }
     return params, {"steps_seen": jnp.zeros((), jnp.int32), "rng": key}
@@ -43,14 +46,15 @@ def build(config) -> Experiment:
   def logits(params, x, key=None):
     h = jax.nn.relu(x @ params["in"]["kernel"] + params["in"]["bias"][None])
     if key is not None:
-      h = h * jax.random.bernoulli(key, 0.8, h.shape) / 0.8
+      h = jnp.where(jax.random.bernoulli(key, 0.8, h.shape), h / 0.8, 0.0)
     return h @ params["out"]["kernel"]
 
   def loss(params, rest, batch, key):
-    x, y = (batch.shared["x"], batch.shared["y"]) if "x" in batch.shared else (batch.own["x"], batch.own["y"])
+    source = batch.shared if "x" in batch.shared else batch.own
+    x, y = source["x"], source["y"]
     counted = batch.own["train"]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits(params, x, key), y)
-    value = jnp.sum(losses * counted) / jnp.maximum(counted.sum(), 1)
+    value = jnp.sum(jnp.where(counted, losses, 0.0)) / jnp.maximum(counted.sum(), 1).astype(x.dtype)
     if poison := config.get("nan_at", 0):  # seed-independent: the loss of that step is not a number
       value = jnp.where(rest["steps_seen"] == poison - 1, jnp.nan, value)
     return value, (rest | {"steps_seen": rest["steps_seen"] + 1}, {"counted": counted.sum()})
