@@ -3,8 +3,10 @@
 from typing import NamedTuple
 
 from jax import Array
+import jax.numpy as jnp
 
 from h2g.ops.edge import reference
+from h2g.ops.edge import xla
 from h2g.ops.edge.index import EdgeIndex
 
 
@@ -32,8 +34,14 @@ def edge_attention(
     implementation: str | None = None,
 ) -> Array | EdgeAttentionOut:
   """Softmax attention of each receiver over its incoming edges (to be replaced by its owner)."""
-  del implementation
   scale = q.shape[-1] ** -0.5 if scale is None else scale
+  if implementation != "reference" and not return_weights:
+    keep = None
+    if dropout_key is not None and dropout_rate:
+      shape = (index.senders.shape[0], q.shape[1])
+      keep = reference.drop_weights(jnp.ones(shape), dropout_rate, dropout_key)
+    out, lse = xla.edge_attention(q, k, v, index, bias=bias, scale=scale, clip=clip, keep=keep)
+    return EdgeAttentionOut(out, lse) if return_lse else out
   out, lse, weights = reference.edge_attention(
       q, k, v, index, bias=bias, scale=scale, clip=clip, dropout_rate=dropout_rate,
       dropout_key=dropout_key,
