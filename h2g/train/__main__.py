@@ -84,7 +84,9 @@ def _train(config, workdir: Path, progress: bool) -> int:
     return 0
 
   from h2g.train import loop
+  from h2g.train.compilation import enable_compilation_cache
 
+  enable_compilation_cache(config.train.compilation_cache)  # preparing the data may compile too
   loop.run(_build(config), config, workdir, bar=progress)
   return 0
 
@@ -114,9 +116,9 @@ def _parse(argv: list[str]) -> Arguments:
   values = flags.FlagValues()
   workdir = flags.DEFINE_string("workdir", None, "", flag_values=values)
   progress = flags.DEFINE_bool("progress", True, "", flag_values=values)
-  if config is not None:
-    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
   try:
+    if config is not None:
+      config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     rest = values(argv)
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
     raise InputError(_explain(error, argv, config)) from error
@@ -190,6 +192,13 @@ def _fail(error: object, status: int) -> int:
   return status
 
 
+def _quiet_about_failed_saves(unraisable) -> None:
+  """The native threads of a failed save complain one by one; the save raises its own error."""
+  if str(unraisable.exc_value) != "Event loop is closed":
+    sys.__unraisablehook__(unraisable)
+
+
 if __name__ == "__main__":
+  sys.unraisablehook = _quiet_about_failed_saves
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
   sys.exit(main(sys.argv))

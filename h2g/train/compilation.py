@@ -10,6 +10,7 @@ import zlib
 from pathlib import Path
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 
 def enable_compilation_cache(where: str) -> None:
@@ -33,7 +34,8 @@ def enable_compilation_cache(where: str) -> None:
   # Likewise later: a cache that cannot be read or written costs time, not the run.
   warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
   jax.config.update("jax_compilation_cache_dir", str(folder))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+  compilation_cache.reset_cache()  # JAX looks for the folder once, at its first compilation
 
 
 def _drop_damaged(folder: Path) -> None:
@@ -43,7 +45,7 @@ def _drop_damaged(folder: Path) -> None:
   """
   stamp = folder / "checked"
   checked = stamp.stat().st_mtime if stamp.exists() else 0.0
-  now = time.time()
+  now = time.time() - 1.0  # file times come from a coarser clock
   for entry in folder.glob("*-cache"):
     with contextlib.suppress(FileNotFoundError):  # another process drops it too
       if entry.stat().st_mtime >= checked and not _is_whole(entry.read_bytes()):

@@ -1,7 +1,6 @@
 """What a run says while it goes: metrics.jsonl, TensorBoard events, a progress bar or log lines."""
 
 import contextlib
-import errno
 import json
 import os
 import socket
@@ -41,11 +40,11 @@ class MetricsLog:
     if self._file is None:
       return
     row = {"step": row["step"], "seeds": self._seeds, **row}
-    line = json.dumps(row).encode() + b"\n"
+    line = memoryview(json.dumps(row).encode() + b"\n")
     end = os.path.getsize(self._path)
     try:
-      if self._file.write(line) < len(line):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+      while line:
+        line = line[self._file.write(line) :]  # a nearly full disk takes a part and then refuses
     except OSError:
       os.truncate(self._path, end)
       raise

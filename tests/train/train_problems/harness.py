@@ -21,9 +21,8 @@ def arguments(workdir, *words: str, variant: str = "full") -> list[str]:
 
 
 def train(workdir, *words: str, variant: str = "full") -> int:
-  """The exit status of the command line, run in this process without a cache of programs."""
-  off = "--config.train.compilation_cache="
-  return main(arguments(workdir, off, *words, variant=variant))
+  """The exit status of the command line, run in this process."""
+  return main(arguments(workdir, *words, variant=variant))
 
 
 def spawn(workdir, *words, variant="full", devices: int = 2) -> subprocess.Popen:

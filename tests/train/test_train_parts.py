@@ -1,0 +1,185 @@
+"""Settings, schedules, feeds, pictures and the cache of programs, each alone."""
+
+import dataclasses
+import os
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from train_problems import harness
+
+from h2g.errors import InputError
+from h2g.train import Batch
+from h2g.train import compilation
+from h2g.train import plots
+from h2g.train.feed import EvalFeed
+from h2g.train.feed import train_feed
+from h2g.train.optimizer import make_optimizer
+from h2g.train.optimizer import make_schedule
+from h2g.train.settings import complete
+from h2g.train.settings import Settings
+from h2g.train.sharding import Layout
+from h2g.train.sharding import make_mesh
+from h2g.train.workdir import config_hash
+from h2g.train.workdir import write_whole
+
+
+def layout(seeds=(0, 1)) -> Layout:
+  return Layout(make_mesh((("data", 2), ("fsdp", 1), ("tensor", 1))), seeds)
+
+
+def test_settings_name_what_they_refuse():
+  config = complete(harness.get_config())
+  assert Settings.from_config(config).seeds == (0, 1, 2)
+  config.train.stepz = 3
+  with pytest.raises(InputError, match=r"config.train.stepz .* did you mean steps\?"):
+    Settings.from_config(config)
+  config = complete(harness.get_config())
+  config.train = {"steps": True}
+  with pytest.raises(InputError, match=r"config\.train\.steps=True is a bool: use a int"):
+    Settings.from_config(config)
+  config.train = {"lr": 1}  # a whole number is a learning rate too
+  assert Settings.from_config(config).lr == 1.0
+
+
+def test_checkpoints_are_ten_a_run_unless_told():
+  assert Settings(steps=55).steps_between_checkpoints == 5
+  assert Settings(steps=3).steps_between_checkpoints == 1
+  assert Settings(steps=55, checkpoint_every=7).steps_between_checkpoints == 7
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "constant"])
+def test_schedules_rise_to_the_peak_and_fall_to_zero(name):
+  schedule = make_schedule(Settings(steps=100, warmup=10, lr=0.5, schedule=name))
+  rates = np.array([schedule(step) for step in range(101)])
+  np.testing.assert_allclose(rates[:10], 0.05 * np.arange(1, 11), rtol=1e-6)
+  assert np.argmax(rates) in (9, 10) and np.isclose(rates.max(), 0.5)
+  assert np.all(np.diff(rates[10:]) <= 1e-9)
+  assert rates[100] == (0.5 if name == "constant" else 0.0)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "lion", "sgd"])
+def test_only_matrices_decay(name):
+  settings = Settings(optimizer=name, lr=0.1, weight_decay=0.5, schedule="constant")
+  params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  with jax.numpy_dtype_promotion("standard"):
+    for decay, moves in (("matrices", False), ("all", True)):
+      optimizer = make_optimizer(dataclasses.replace(settings, decay=decay))
+      updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+      assert float(updates["kernel"][0, 0]) < 0
+      assert (float(updates["bias"][0]) < 0) == moves
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+  settings = Settings(
+      optimizer="sgd", momentum=0.0, lr=1.0, schedule="constant", clip_norm=1.0
+  )
+  optimizer = make_optimizer(settings)
+  params = {"a": jnp.zeros(2), "b": jnp.zeros(1)}
+  grads = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}
+  with jax.numpy_dtype_promotion("standard"):
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+  np.testing.assert_allclose(updates["a"], [-0.6, 0.0], rtol=1e-6)
+  np.testing.assert_allclose(updates["b"], [-0.8], rtol=1e-6)
+
+
+def dataset(count: int = 7):
+  import grain
+
+  make = lambda i: Batch((), {"x": np.full((2, 3), i, np.float32)})
+  return grain.MapDataset.range(count).map(make)
+
+
+def values(feed, count: int) -> list[float]:
+  return [float(feed.next().own["x"][0, 0]) for _ in range(count)]
+
+
+@pytest.mark.parametrize("as_iterable", [False, True])
+def test_a_stream_goes_on_after_the_batch_that_was_used(as_iterable):
+  """Whatever had been read ahead."""
+  source = dataset().to_iter_dataset() if as_iterable else dataset()
+  feed = train_feed(source, layout(), state=None, ahead=3)
+  assert feed.state is None and values(feed, 3) == [0.0, 1.0, 2.0]
+  again = train_feed(source, layout(), state=feed.state, ahead=1)
+  assert values(again, 4) == values(feed, 4) == [3.0, 4.0, 5.0, 6.0]
+  with pytest.raises(InputError, match="ended before the run: repeat the dataset"):
+    feed.next()
+
+
+def test_streams_that_cannot_be_used_are_refused():
+  with pytest.raises(InputError, match=r"list.* has no get_state"):
+    train_feed([Batch((), ())], layout(), state=None, ahead=1)
+  import grain
+
+  wrong = train_feed(grain.MapDataset.range(3), layout(), state=None, ahead=1)
+  with pytest.raises(InputError, match=r"yielded .*int.*: it must yield h2g.train.Batch"):
+    wrong.next()
+
+
+def test_evaluation_reads_its_batches_from_the_start_each_time():
+  batch = lambda i: Batch((), {"x": np.full((2, 3), i, np.float32)})
+  many = [batch(0), batch(1)]
+  for source, expected in (
+      (batch(5), [5.0]), (many, [0.0, 1.0]), (lambda: iter(many), [0.0, 1.0]), (dataset(2), [0, 1])
+  ):
+    feed = EvalFeed(source, layout())
+    for _ in range(2):
+      assert [float(b.own["x"][0, 0]) for b in feed] == expected
+
+
+def test_the_config_hash_ignores_what_changes_no_number():
+  config = complete(harness.get_config()).to_dict()
+  before = config_hash(config)
+  config["mesh"]["data"] = 4
+  config["train"]["checkpoint_every"] = 1
+  assert config_hash(config) == before
+  config["train"]["lr"] = 1.0
+  assert config_hash(config) != before
+
+
+def test_a_file_is_replaced_whole_or_stays(tmp_path, monkeypatch):
+  path = tmp_path / "results.json"
+  write_whole(path, b"old")
+
+  def fail(_):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(os, "fsync", fail)
+  with pytest.raises(OSError, match="No space"):
+    write_whole(path, b"new")
+  assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_pictures_are_drawn_without_a_display(tmp_path):
+  matrix = np.array([[5, 1], [0, 4]])
+  plots.confusion(matrix, ("a", "b"), tmp_path / "confusion.png")
+  plots.curves([], tmp_path / "empty.png", metric="accuracy", title="nothing yet")
+  for name in ("confusion.png", "empty.png"):
+    assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_programs_that_a_kill_left_half_written_are_dropped(tmp_path):
+  whole = zlib.compress(b"program" * 1000)
+  (tmp_path / "whole-cache").write_bytes(whole)
+  (tmp_path / "half-cache").write_bytes(whole[: len(whole) // 2])
+  (tmp_path / "empty-cache").write_bytes(b"")
+  compilation._drop_damaged(tmp_path)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["checked", "whole-cache"]
+  # Older entries are not read again, newer ones are.
+  (tmp_path / "whole-cache").write_bytes(whole[:50])
+  os.utime(tmp_path / "whole-cache", (1, 1))
+  (tmp_path / "new-cache").write_bytes(whole[:50])
+  compilation._drop_damaged(tmp_path)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["checked", "whole-cache"]
+
+
+def test_programs_from_the_cache_give_the_same_numbers(finished, tmp_path, cache_home):
+  """In a process of its own, with the programs that this process compiled and kept."""
+  assert list((cache_home / "h2g").glob("*/jit_steps*-cache"))
+  process = harness.spawn(tmp_path / "run")
+  _, error = process.communicate()
+  assert process.returncode == 0, error
+  harness.assert_same_run(tmp_path / "run", finished["full"])
