@@ -49,6 +49,7 @@ def get_config(variant: str = "celegans") -> ConfigDict:
       "reverses": True,
       "symmetric": ("electrical",),
       "self_loops": False,
+      "similar": 5,
       "degree_encoding": True,
       "spectral_encoding": 8,
       "split": (0.6, 0.2, 0.2),

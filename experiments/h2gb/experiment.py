@@ -80,17 +80,19 @@ def build(config) -> Experiment:
   def evaluate_one(params, rest, shared, task: Task):
     graph = shared if task.graph is None else task.graph
     module = model.bind(params, rest)
-    stats = {}
     # Validation reads the training labels, testing those of training and validation nodes; a node
     # that is predicted is in neither.
-    for split, known in {"val": task.train, "test": task.train | task.val}.items():
-      predicted = getattr(task, split)
-      predicted = predicted if task.seeds is None else predicted & task.seeds
-      logits = module(graph, visible=known & ~predicted)
+    known = jnp.stack([task.train, task.train | task.val])
+    predicted = jnp.stack([task.val, task.test])
+    if task.seeds is not None:
+      predicted = predicted & task.seeds[None, :]
+    logits = jax.vmap(lambda visible: module(graph, visible=visible))(known & ~predicted)
+    stats = {}
+    for split, counted, scores in zip(("val", "test"), predicted, logits):
       labels = graph.target_labels
       stats[split] = {
-          "confusion": confusion(labels, logits.argmax(-1), predicted, num_classes),
-          "nll": cross_entropy(logits, labels, predicted) * predicted.sum(),
+          "confusion": confusion(labels, scores.argmax(-1), counted, num_classes),
+          "nll": cross_entropy(scores, labels, counted) * counted.sum(),
       }
     return stats
 

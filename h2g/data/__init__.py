@@ -27,7 +27,8 @@ def prepare(config) -> HeteroGraph:
     config: `name` of a data set with its `options`, or `path` of an own graph (see
       `h2g.graph.load_npz`); `reverses`: add reverse relations; `symmetric`: relations that need none;
       `self_loops`; `degree_encoding` and `spectral_encoding` (dimensions, 0 for none): structural
-      features appended to the node features.
+      features appended to the node features;
+      `similar`: edges from the k nodes most alike into each node of the target type (0 for none).
   """
   if config.path:
     from h2g.graph import load_npz
@@ -35,15 +36,17 @@ def prepare(config) -> HeteroGraph:
     graph = load_npz(config.path)
   else:
     graph = load(config.name, **config.options)
-  extra = []
+  extra = []  # features of the graph as given, before edges are added
   if config.degree_encoding:
     extra.append(encodings.degree_encoding(graph))
   if config.spectral_encoding:
     extra.append(encodings.spectral_encoding(graph, config.spectral_encoding))
   for columns in extra:
     graph = encodings.append_features(graph, columns)
+  if config.similar:
+    graph = encodings.with_similar(graph, graph.schema.target, config.similar)
   if config.reverses:
-    graph = graph.with_reverses(skip=tuple(config.symmetric))
+    graph = graph.with_reverses(skip=("similar", *config.symmetric))
   return graph.with_self_loops() if config.self_loops else graph
 
 

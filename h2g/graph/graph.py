@@ -43,6 +43,21 @@ class Schema:
   edge_feature_dims: tuple[int, ...]
   class_names: tuple[str, ...]
 
+  @functools.cached_property
+  def source_runs(self) -> tuple[tuple[str, int, int], ...]:
+    """(source, begin, end): relations begin:end stand together and have one source type.
+
+    What acts on message rows is one operation per run, not per relation; `with_reverses` orders the
+    relations so that there are as few runs as node types.
+    """
+    runs = []
+    for at, (source, _, _) in enumerate(self.edge_types):
+      if runs and runs[-1][0] == source:
+        runs[-1] = (source, runs[-1][1], at + 1)
+      else:
+        runs.append((source, at, at + 1))
+    return tuple(runs)
+
 
 class _Replace:
   def replace(self, **changes):
@@ -197,8 +212,11 @@ class HeteroGraph(_Replace):
 
   def message_rows(self, x: Array) -> Array:
     """[M, ...] from node rows x [N, ...]: per relation, the rows of its source type."""
-    slices = [x[slice(*self.rows(source))] for source, _, _ in self.schema.edge_types]
-    return jnp.concatenate(slices) if slices else x[:0]
+    rows = []
+    for source, begin, end in self.schema.source_runs:
+      part = x[slice(*self.rows(source))]
+      rows.append(jnp.tile(part, (end - begin, *[1] * (x.ndim - 1))))
+    return jnp.concatenate(rows) if rows else x[:0]
 
   # Changed copies.
 
@@ -234,6 +252,8 @@ class HeteroGraph(_Replace):
   def with_reverses(self, *, prefix: str = "rev_", skip: tuple[str, ...] = ()) -> "HeteroGraph":
     """Adds (target, prefix + relation, source) for each relation that has no reverse yet.
 
+    Relations end up ordered by source type (see `Schema.source_runs`).
+
     Args:
       prefix: of the new relation's name.
       skip: relations (middle names) that are listed in both directions already.
@@ -244,7 +264,13 @@ class HeteroGraph(_Replace):
       if relation in skip or relation.startswith(prefix) or reverse in edges:
         continue
       edges[reverse] = (given[1], given[0], *given[2:])
-    return self._rebuild(edges)
+    place = self.schema.node_types.index
+    return self._rebuild({name: edges[name] for name in sorted(edges, key=lambda e: place(e[0]))})
+
+  def with_edges(self, edge_type: EdgeType, senders, receivers, features=None) -> "HeteroGraph":
+    """Adds a relation, or replaces the one of that name; arguments as in `from_arrays`."""
+    edges = {name: _given(edge) for name, edge in self.edges.items()}
+    return self._rebuild(edges | {edge_type: (senders, receivers, features)})
 
   def with_self_loops(self, *, relation: str = "self") -> "HeteroGraph":
     """Adds (type, relation, type) with one edge from each node to itself."""

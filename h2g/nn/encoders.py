@@ -12,8 +12,8 @@ from h2g.errors import InputError
 from h2g.graph import HeteroGraph
 from h2g.graph import Schema
 
-LINEAR_INIT = jax.nn.initializers.lecun_normal()
-EMBEDDING_INIT = jax.nn.initializers.normal(0.02)
+LINEAR_INIT = jax.nn.initializers.lecun_uniform()
+EMBEDDING_INIT = jax.nn.initializers.uniform(0.04)
 
 
 class HeteroEncoder(nnx.Module):

@@ -10,6 +10,7 @@ from flax import nnx
 import jax
 from jax import Array
 import jax.numpy as jnp
+import numpy as np
 
 from h2g.errors import InputError
 from h2g.graph import HeteroGraph
@@ -115,20 +116,23 @@ def _relate(graph: HeteroGraph, x: Array, weight, prior) -> Array:
   if prior is not None:
     matrices = matrices * prior[...][:, :, None, None]
   rows = []
-  starts = dict(zip(graph.schema.node_types, zip(graph.node_offsets, graph.node_offsets[1:])))
-  for relation, (source, _, _) in enumerate(graph.schema.edge_types):
-    begin, end = starts[source]
-    rows.append(jnp.einsum("nhd,hde->nhe", x[begin:end], matrices[relation]))
+  for source, begin, end in graph.schema.source_runs:
+    part = jnp.einsum("nhd,rhde->rnhe", x[slice(*graph.rows(source))], matrices[begin:end])
+    rows.append(part.reshape(-1, *x.shape[1:]))
   return jnp.concatenate(rows)
 
 
 def edge_feature_bias(graph: HeteroGraph, weight: Array) -> Array:
   """[E, H] bias in receiver order: <f_e, B_r> with weight [R, F, H]; relations without features get 0."""
-  rows = []
-  for relation, edge_type in enumerate(graph.schema.edge_types):
+  width = weight.shape[1]
+  features, sizes = [], []
+  for edge_type in graph.schema.edge_types:
     edges = graph.edges[edge_type]
-    if edges.features is None:
-      rows.append(jnp.zeros((edges.senders.shape[0], weight.shape[2]), weight.dtype))
-    else:
-      rows.append(edges.features @ weight[relation, : edges.features.shape[1]])
-  return jnp.concatenate(rows)[graph.incoming.edge_ids]
+    sizes.append(edges.senders.shape[0])
+    given = jnp.zeros((sizes[-1], 0)) if edges.features is None else edges.features
+    features.append(jnp.pad(given, ((0, 0), (0, width - given.shape[1]))))
+  features = jnp.concatenate(features)[graph.incoming.edge_ids]
+  relation = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+  relation = jnp.asarray(relation)[graph.incoming.edge_ids]
+  # One feature after the other: no array of edges x features x heads.
+  return sum(features[:, f, None] * weight[:, f][relation] for f in range(width))

@@ -20,8 +20,9 @@ Offsets = tuple[int, ...]
 Init = Callable[..., Array]
 
 # One fan-in per matrix: the leading type axis is a batch of matrices, not part of the fan.
+# Uniform rather than truncated normal: the same variance, and a program that compiles in a fraction.
 LINEAR_INIT = jax.nn.initializers.variance_scaling(
-    1.0, "fan_in", "truncated_normal", in_axis=-2, out_axis=-1, batch_axis=0
+    1.0, "fan_in", "uniform", in_axis=-2, out_axis=-1, batch_axis=0
 )
 
 
