@@ -150,6 +150,7 @@ class Checkpoints:
       except InputError:
         raise
       except Exception as error:  # whatever the damage made the reader raise
+        _quiet_tasks()
         damaged[step] = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         continue
       for bad, reason in damaged.items():
@@ -260,6 +261,11 @@ def _raw(leaf):
   return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
+def _quiet_tasks() -> None:
+  """After a failure the other tasks of the same save or restore would each print theirs."""
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+
+
 class _disk_errors:
   """Turns what a full or read-only disk makes of a save into one line; other errors pass."""
 
@@ -273,6 +279,5 @@ class _disk_errors:
     if error is None or isinstance(error, InputError):
       return
     if any(reason.lower() in str(error).lower() for reason in REASONS):
-      # Other tasks of the failed save say the same once more.
-      logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+      _quiet_tasks()
       raise cannot_write(self._folder, error) from error
