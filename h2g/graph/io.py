@@ -1,0 +1,119 @@
+"""Graphs as .npz files: plain arrays under readable names, nothing pickled."""
+
+import os
+from pathlib import Path
+import zipfile
+
+import numpy as np
+
+from h2g.errors import InputError
+from h2g.graph.graph import HeteroGraph
+
+
+def save_npz(graph: HeteroGraph, path: str | Path) -> None:
+  """Writes a graph, whole or not at all.
+
+  Keys: `target`, `class_names`; per node type `nodes/<type>/num_nodes`, `.../features`, `.../labels`;
+  per relation `edges/<source>/<relation>/<target>/index` [2, E] (senders, receivers), `.../features`;
+  `splits/<name>`. `load_npz` reads it back.
+
+  Raises:
+    InputError: a name holds a slash; the file cannot be written.
+  """
+  arrays = {
+      "target": np.array(graph.schema.target),
+      "class_names": np.array(graph.schema.class_names),
+  }
+  for name, nodes in graph.nodes.items():
+    key = f"nodes/{_plain(name)}"
+    arrays[f"{key}/num_nodes"] = np.array(len(nodes.ids))
+    for field in ("features", "labels"):
+      if getattr(nodes, field) is not None:
+        arrays[f"{key}/{field}"] = np.asarray(getattr(nodes, field))
+  for name, edges in graph.edges.items():
+    key = "edges/" + "/".join(map(_plain, name))
+    count = int(edges.indptr[-1])
+    arrays[f"{key}/index"] = np.stack([edges.senders[:count], edges.receivers[:count]])
+    if edges.features is not None:
+      arrays[f"{key}/features"] = np.asarray(edges.features[:count])
+  for name, mask in graph.splits.items():
+    arrays[f"splits/{_plain(name)}"] = np.asarray(mask)
+  path = Path(path)
+  partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  try:
+    with open(partial, "wb") as file:
+      np.savez_compressed(file, **arrays)
+    os.replace(partial, path)
+  except OSError as error:
+    partial.unlink(missing_ok=True)
+    raise InputError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def load_npz(path: str | Path) -> HeteroGraph:
+  """Reads and validates a graph that `save_npz`, or anyone who follows its keys, wrote.
+
+  `class_names`, `features`, `labels`, `num_nodes` and `splits` are optional as in
+  `HeteroGraph.from_arrays`.
+
+  Raises:
+    InputError: names the file and the key, shape, index or value that cannot be used.
+  """
+  path = Path(path)
+  try:
+    with np.load(path, allow_pickle=False) as archive:
+      arrays = {key: archive[key] for key in archive.files}
+  except FileNotFoundError as error:
+    raise InputError(f"{path} does not exist: give the path of a graph's .npz file") from error
+  except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    raise InputError(
+        f"{path} is no readable .npz of plain arrays ({error}): write it with h2g.graph.save_npz"
+    ) from error
+  try:
+    return _from_arrays(arrays)
+  except InputError as error:
+    raise InputError(f"{path}: {error}") from error
+
+
+def _from_arrays(arrays: dict[str, np.ndarray]) -> HeteroGraph:
+  if "target" not in arrays:
+    raise InputError("key 'target' is missing: the node type that carries the labels")
+  nodes, edges, splits = {}, {}, {}
+  for key, value in arrays.items():
+    match key.split("/"):
+      case ["target"] | ["class_names"]:
+        pass
+      case ["nodes", name, "num_nodes"]:
+        if value.shape != () or not np.issubdtype(value.dtype, np.integer):
+          raise InputError(f"key {key!r} must be one integer")
+        nodes.setdefault(name, {})["num_nodes"] = int(value)
+      case ["nodes", name, ("features" | "labels") as field]:
+        nodes.setdefault(name, {})[field] = value
+      case ["edges", source, relation, target, ("index" | "features") as field]:
+        edges.setdefault((source, relation, target), {})[field] = value
+      case ["splits", name]:
+        splits[name] = value
+      case _:
+        raise InputError(
+            f"key {key!r} is not understood: nodes/<type>/..., edges/<source>/<relation>/<target>/..., "
+            "splits/<name>, target, class_names"
+        )
+  for name, fields in edges.items():
+    if "index" not in fields:
+      raise InputError(f"key 'edges/{'/'.join(name)}/index' is missing")
+    index = fields["index"]
+    if index.ndim != 2 or index.shape[0] != 2:
+      raise InputError(f"key 'edges/{'/'.join(name)}/index' has shape {list(index.shape)}: give [2, E]")
+  class_names = tuple(map(str, arrays["class_names"])) if "class_names" in arrays else None
+  return HeteroGraph.from_arrays(
+      nodes=nodes,
+      edges={name: (*fields["index"], fields.get("features")) for name, fields in edges.items()},
+      target=str(arrays["target"]),
+      class_names=class_names or None,
+      splits=splits,
+  )
+
+
+def _plain(name: str) -> str:
+  if "/" in name:
+    raise InputError(f"the name {name!r} holds a slash, which separates names in the file: rename it")
+  return name
