@@ -25,7 +25,7 @@ ABLATIONS = {
     "ffn": {"typed_ffn": False},
 }
 MODELS = {
-    "h2g_former": {"dim": 32, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.5, "input_dropout": 0.2, "value_weights": True, "edge_bias": True},
+    "h2g_former": {"dim": 64, "num_layers": 2, "num_heads": 8, "dropout_rate": 0.3, "input_dropout": 0.2, "value_weights": True, "edge_bias": True, "specialise": 8.0},
     "mlp": {"dim": 64, "num_layers": 2, "dropout_rate": 0.5},
     "gcn": {"dim": 64, "num_layers": 2, "dropout_rate": 0.5},
     "hgt": {"dim": 64, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.2},
@@ -49,7 +49,7 @@ def get_config(variant: str = "celegans") -> ConfigDict:
       "reverses": True,
       "symmetric": ("electrical",),
       "self_loops": False,
-      "similar": 5,
+      "similar": 3,
       "degree_encoding": True,
       "spectral_encoding": 8,
       "split": (0.6, 0.2, 0.2),

@@ -178,6 +178,7 @@ def h2g_former(
     key_weights: bool = True,
     value_weights: bool = False,
     edge_bias: bool = False,
+    specialise: float = 0.0,
     clip: float | None = 5.0,
     typed_ffn: bool = True,
     label_embedding: bool = True,
@@ -195,6 +196,7 @@ def h2g_former(
       key_weights=key_weights,
       value_weights=value_weights,
       edge_bias=edge_bias,
+      specialise=specialise,
       clip=clip,
       dropout_rate=attention_dropout,
   )

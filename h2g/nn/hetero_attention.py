@@ -28,7 +28,7 @@ class CrossTypeAttention(nnx.Module):
   """Softmax over all incoming edges of a node, all relations together.
 
   q, k, v = a W^{q,k,v}_t per node type; for an edge e = (u -> v) of relation r
-    s_e = clip(<q_v, k_u W_r> * prior_r / sqrt(D), -clip, clip) + <f_e, B_r>
+    s_e = clip(<q_v, k_u W_r> * prior_r / sqrt(D), -clip, clip) + c_r + <f_e, B_r>
     o_v = sum_e softmax_e(s_e) v_u W'_r;   out_v = o_v W^o_t + b^o_t
   k_u W_r is computed once per source node and relation (message rows), never per edge.
 
@@ -38,7 +38,11 @@ class CrossTypeAttention(nnx.Module):
     key_weights: W_r on the keys (H2GB `edge_weight`, on).
     value_weights: W'_r on the values (present but unused in the official code, off; HGT uses it).
     prior: a learned scalar per relation and head that scales the logits (HGT's mu).
-    edge_bias: B_r, a linear map from edge features to a bias per head (ours; off).
+    edge_bias: a bias per head, c_r + <f_e, B_r>: a constant per relation and a linear map of the edge's
+      features (ours; off). H2GB's k-hop option has the constant, per hop.
+    specialise: initial c_r of the head that a relation is assigned to (names in order, dealt round
+      the heads), 0 for the others: heads start out listening to different relations, which small
+      steps in log space would take long to learn. 0 starts them alike.
     clip: bound of the logits before the bias; None leaves them.
     dropout_rate: of the attention weights.
   Source: arXiv 2407.10916 (cross-type heterogeneous attention); arXiv 2003.01332 eq. 3-5 (HGT).
@@ -54,6 +58,7 @@ class CrossTypeAttention(nnx.Module):
       value_weights: bool = False,
       prior: bool = False,
       edge_bias: bool = False,
+      specialise: float = 0.0,
       clip: float | None = 5.0,
       dropout_rate: float = 0.0,
       rngs: nnx.Rngs,
@@ -73,9 +78,11 @@ class CrossTypeAttention(nnx.Module):
     self.value_weight = relation_matrices() if value_weights else None
     self.prior = nnx.Param(jnp.ones((num_relations, num_heads))) if prior else None
     width = max(schema.edge_feature_dims, default=0)
-    self.edge_bias = (
-        nnx.Param(jnp.zeros((num_relations, width, num_heads))) if edge_bias and width else None
-    )
+    width = max(schema.edge_feature_dims, default=0)
+    self.relation_bias = self.edge_bias = None
+    if edge_bias:
+      self.relation_bias = nnx.Param(specialise * _assigned(schema, num_heads))
+      self.edge_bias = nnx.Param(jnp.zeros((num_relations, width, num_heads)))
     self.num_heads, self.clip, self.dropout_rate = num_heads, clip, dropout_rate
 
   def __call__(self, x: Array, graph: HeteroGraph, *, key: Array | None = None) -> Array:
@@ -96,7 +103,7 @@ class CrossTypeAttention(nnx.Module):
         k,
         v,
         graph.incoming,
-        bias=None if self.edge_bias is None else edge_feature_bias(graph, self.edge_bias[...]),
+        bias=self._edge_bias(graph),
         scale=1.0 / math.sqrt(dim // self.num_heads),
         clip=self.clip,
         dropout_rate=self.dropout_rate if dropout_key is not None else 0.0,
@@ -104,8 +111,20 @@ class CrossTypeAttention(nnx.Module):
         return_weights=return_weights,
     )
 
+  def _edge_bias(self, graph: HeteroGraph) -> Array | None:
+    if self.edge_bias is None:
+      return None
+    return relation_edge_bias(graph, self.relation_bias[...], self.edge_bias[...])
+
   def _heads(self, x: Array) -> Array:
     return x.reshape(x.shape[0], self.num_heads, -1)
+
+
+def _assigned(schema: Schema, num_heads: int) -> np.ndarray:
+  """[R, H] float32, 1 where the head is the relation's: names in order, dealt round the heads."""
+  names = list(dict.fromkeys(relation for _, relation, _ in schema.edge_types))
+  heads = np.array([names.index(name) % num_heads for _, name, _ in schema.edge_types], np.int64)
+  return np.eye(num_heads, dtype=np.float32)[heads]
 
 
 def _relate(graph: HeteroGraph, x: Array, weight, prior) -> Array:
@@ -122,8 +141,8 @@ def _relate(graph: HeteroGraph, x: Array, weight, prior) -> Array:
   return jnp.concatenate(rows)
 
 
-def edge_feature_bias(graph: HeteroGraph, weight: Array) -> Array:
-  """[E, H] bias in receiver order: <f_e, B_r> with weight [R, F, H]; relations without features get 0."""
+def relation_edge_bias(graph: HeteroGraph, constant: Array, weight: Array) -> Array:
+  """c_r + <f_e, B_r>: [E, H] in receiver order, from constant [R, H] and weight [R, F, H]."""
   width = weight.shape[1]
   features, sizes = [], []
   for edge_type in graph.schema.edge_types:
@@ -135,4 +154,7 @@ def edge_feature_bias(graph: HeteroGraph, weight: Array) -> Array:
   relation = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
   relation = jnp.asarray(relation)[graph.incoming.edge_ids]
   # One feature after the other: no array of edges x features x heads.
-  return sum(features[:, f, None] * weight[:, f][relation] for f in range(width))
+  bias = constant[relation]
+  for f in range(width):
+    bias = bias + features[:, f, None] * weight[:, f][relation]
+  return bias
