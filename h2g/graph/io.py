@@ -60,7 +60,7 @@ def load_npz(path: str | Path) -> HeteroGraph:
   """
   path = Path(path)
   try:
-    with np.load(path, allow_pickle=False) as archive:
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
       arrays = {key: archive[key] for key in archive.files}
   except FileNotFoundError as error:
     raise InputError(f"{path} does not exist: give the path of a graph's .npz file") from error

@@ -79,10 +79,10 @@ class CrossTypeAttention(nnx.Module):
     self.prior = nnx.Param(jnp.ones((num_relations, num_heads))) if prior else None
     width = max(schema.edge_feature_dims, default=0)
     width = max(schema.edge_feature_dims, default=0)
-    self.relation_bias = self.edge_bias = None
-    if edge_bias:
-      self.relation_bias = nnx.Param(specialise * _assigned(schema, num_heads))
-      self.edge_bias = nnx.Param(jnp.zeros((num_relations, width, num_heads)))
+    constant = specialise * _assigned(schema, num_heads)
+    self.relation_bias = nnx.Param(jnp.asarray(constant)) if edge_bias else None
+    features = jnp.zeros((num_relations, width, num_heads))
+    self.edge_bias = nnx.Param(features) if edge_bias else None
     self.num_heads, self.clip, self.dropout_rate = num_heads, clip, dropout_rate
 
   def __call__(self, x: Array, graph: HeteroGraph, *, key: Array | None = None) -> Array:
