@@ -36,7 +36,7 @@ def get_config(variant: str = "celegans") -> ConfigDict:
   """Values only; see the module's docstring for the variants."""
   name, options = common.parse_variant(variant, names=NAMES, options=OPTIONS)
   config = common.trainer(
-      steps=200, eval_every=5, checkpoint_every=50, steps_per_call=5, lr=3e-3, warmup=10,
+      steps=120, eval_every=5, checkpoint_every=40, steps_per_call=5, lr=3e-3, warmup=10,
       weight_decay=1e-3, clip_norm=1.0,
   )
   config.num_seeds = 10
@@ -55,8 +55,21 @@ def get_config(variant: str = "celegans") -> ConfigDict:
       "split": (0.6, 0.2, 0.2),
   })
   config.labels = ConfigDict({"mask_rate": 0.7, "own_label_visible": False, "smoothing": 0.1})
-  config.sample = ConfigDict({"method": ""})
+  config.sample = ConfigDict({
+      "method": "",  # "hgt" or "neighbor"; "" trains on the whole graph
+      "fanouts": (64, 64),
+      "batch_size": 32,
+      "subgraphs": 2,
+      "max_buckets": 3,
+      "evaluate": "sampled",  # or "full": on the whole graph
+      "eval_batches": 0,
+  })
   config.model = ConfigDict({"name": options["model"], **MODELS[options["model"]]})
+  if name == "sampled":
+    config.sample.method = "hgt"
+    config.num_seeds = 3
+    config.train.seeds_together = False
+    config.train.steps_per_call = 1
   if options["ablation"]:
     config.model.update(ABLATIONS[options["ablation"]])
   return config

@@ -18,6 +18,7 @@ import numpy as np
 import optax
 
 from h2g import data
+from h2g.data.stream import SampledBatches
 from h2g.errors import InputError
 from h2g.graph import HeteroGraph
 from h2g.models import GCN
@@ -112,7 +113,8 @@ def build(config) -> Experiment:
       train_batches=train_batches,
       eval_batches=eval_batches,
       evaluate=evaluate,
-      summarise=summarise,
+      summarise=functools.partial(summarise, metric=config.metric),
+      select="val/selection",
       report=functools.partial(report, class_names=graph.schema.class_names),
   )
 
@@ -143,8 +145,12 @@ def confusion(labels: Array, predictions: Array, counted: Array, num_classes: in
   return rows.T @ jax.nn.one_hot(predictions, num_classes)
 
 
-def summarise(stats) -> dict[str, float]:
-  """Metrics of one seed from its summed statistics: accuracy, macro-F1 (and F1 of class 1 of two)."""
+def summarise(stats, *, metric: str) -> dict[str, float]:
+  """Metrics of one seed from its summed statistics.
+
+  accuracy, macro_f1, nll (and f1 of class 1 of two) of val and test; val/selection is the validation
+  metric, ties broken by the smaller nll: few validation nodes tie often.
+  """
   metrics = {}
   for split, values in stats.items():
     matrix = np.asarray(values["confusion"], np.float64)
@@ -155,15 +161,16 @@ def summarise(stats) -> dict[str, float]:
     metrics[f"{split}/nll"] = float(values["nll"] / max(total, 1))
     if len(matrix) == 2:
       metrics[f"{split}/f1"] = float(f1[1])
+  if f"val/{metric}" not in metrics:
+    known = sorted(name.removeprefix("val/") for name in metrics if name.startswith("val/"))
+    raise InputError(f"config.metric={metric!r} is unknown here: choose from {', '.join(known)}")
+  metrics["val/selection"] = metrics[f"val/{metric}"] - 1e-3 * min(metrics["val/nll"], 1.0)
   return metrics
 
 
 def batches(graph: HeteroGraph, config):
   """(train_batches, eval_batches): the resident whole graph, or streams of sampled subgraphs."""
   splits = functools.partial(data.stratified_split, graph.target_labels, fractions=config.data.split)
-  if config.sample.method:
-    return data.sampled_streams(graph, splits, config.sample, Task)
-
   whole = graph.with_incoming()
 
   def resident(seeds: tuple[int, ...]) -> Batch:
@@ -171,7 +178,20 @@ def batches(graph: HeteroGraph, config):
     own = {name: np.stack([mask[name] for mask in masks]) for name in ("train", "val", "test")}
     return Batch(shared=whole, own=Task(**own))
 
-  return resident, resident
+  if not config.sample.method:
+    return resident, resident
+
+  sampled = SampledBatches(graph, splits, config.sample)
+
+  def task(item) -> Batch:
+    graphs, seeds = item
+    masks = {name: graphs.splits[name] for name in ("train", "val", "test")}
+    return Batch(shared=None, own=Task(**masks, seeds=seeds, graph=graphs))
+
+  train = lambda seeds: sampled.train(seeds).map(task)
+  if config.sample.evaluate == "full":
+    return train, resident
+  return train, lambda seeds: [task(item) for item in sampled.evaluation(seeds)]
 
 
 def report(stats: list[Any], workdir: Path, *, class_names: tuple[str, ...]) -> None:

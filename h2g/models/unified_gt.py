@@ -150,20 +150,33 @@ class UnifiedGT(nnx.Module):
       [N_target, num_classes] float32.
     """
     input_key, *layer_keys = split(key, 1 + len(self.layers))
-    offsets = graph.node_offsets
-    h = self.encoder(graph)
-    begin, end = graph.target_rows
-    if self.labels is not None:
-      labels = graph.nodes[graph.schema.target].labels
-      visible = jnp.zeros(labels.shape, bool) if visible is None else visible
-      h = h.at[begin:end].add(self.labels(labels, visible))
-    h = dropout(h, self.input_dropout, input_key)
-    h = self.activation(self.pre_norm(self.pre(h, offsets), offsets))
-    states = [h]
+    states = [self.embed(graph, visible=visible, key=input_key)]
     for layer, layer_key in zip(self.layers, layer_keys):
       states.append(layer(states[-1], graph, key=layer_key))
     h = jnp.concatenate(states, axis=-1) if self.jumping_knowledge else states[-1]
-    return self.head(h[begin:end])
+    return self.head(h[slice(*graph.target_rows)])
+
+  def embed(
+      self, graph: HeteroGraph, *, visible: Array | None = None, key: Array | None = None
+  ) -> Array:
+    """What the first layer reads, [N, dim]: features and visible labels, after the pre-layer."""
+    offsets = graph.node_offsets
+    h = self.encoder(graph)
+    if self.labels is not None:
+      begin, end = graph.target_rows
+      visible = jnp.zeros(graph.target_labels.shape, bool) if visible is None else visible
+      h = h.at[begin:end].add(self.labels(graph.target_labels, visible))
+    h = dropout(h, self.input_dropout, key)
+    return self.activation(self.pre_norm(self.pre(h, offsets), offsets))
+
+  def attention_weights(self, graph: HeteroGraph, *, visible: Array | None = None) -> list[Array]:
+    """The softmax weights of every layer, each [E, H] in receiver order, for looking at."""
+    h, weights = self.embed(graph, visible=visible), []
+    for layer in self.layers:
+      x = layer.norm(h, graph.node_offsets)
+      weights.append(layer.attention.attend(x, graph, return_weights=True).weights)
+      h = layer(h, graph, key=None)
+    return weights
 
 
 def h2g_former(

@@ -120,6 +120,24 @@ class CrossTypeAttention(nnx.Module):
     return x.reshape(x.shape[0], self.num_heads, -1)
 
 
+def relation_mass(graph: HeteroGraph, weights: Array) -> dict[tuple[str, str, str], float]:
+  """Share of the target nodes' attention that each relation receives, mean over nodes and heads.
+
+  Args:
+    graph: with `incoming`.
+    weights: [E, H] softmax weights in receiver order.
+  Returns:
+    {edge type: share}; the shares of a graph whose target nodes all have edges add up to 1.
+  """
+  begin, end = graph.target_rows
+  index = jax.tree.map(np.asarray, graph.incoming)
+  real = (np.arange(len(index.senders)) < index.indptr[-1]) & (index.receivers >= begin)
+  real &= index.receivers < end
+  relation = np.searchsorted(graph.message_offsets, index.senders[real], side="right") - 1
+  mass = np.bincount(relation, np.asarray(weights)[real].mean(1), len(graph.schema.edge_types))
+  return dict(zip(graph.schema.edge_types, (mass / (end - begin)).tolist()))
+
+
 def _assigned(schema: Schema, num_heads: int) -> np.ndarray:
   """[R, H] float32, 1 where the head is the relation's: names in order, dealt round the heads."""
   names = list(dict.fromkeys(relation for _, relation, _ in schema.edge_types))

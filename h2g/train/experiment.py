@@ -41,6 +41,8 @@ class Experiment:
   summarise: `stats of one seed (NumPy, summed in float64) -> {name: float}`.
   report: `(stats of each seed, workdir)`: task-specific pictures, called once at the end.
   maximise: False where a smaller metric is better (a loss, an error).
+  select: name of the summary that chooses the best step; None: `val/<metric>`. For a metric with many
+    ties, such as accuracy on few nodes, one that breaks them.
   """
 
   dataset: str
@@ -54,3 +56,4 @@ class Experiment:
   summarise: Callable[[Any], dict[str, float]]
   report: Callable[[list[Any], Path], None] | None = None
   maximise: bool = True
+  select: str | None = None

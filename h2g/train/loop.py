@@ -287,7 +287,7 @@ class Trainer:
 
     Of equal values the first stays.
     """
-    name = f"val/{self._experiment.metric}"
+    name = self._experiment.select or f"val/{self._experiment.metric}"
     sign = 1 if self._experiment.maximise else -1
     improved = np.zeros(len(found), bool)
     for i, metrics in enumerate(found):

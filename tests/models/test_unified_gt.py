@@ -18,6 +18,7 @@ from h2g.nn import FixedResidual
 from h2g.nn import HeteroEncoder
 from h2g.nn import LearnedResidual
 from h2g.nn import NoResidual
+from h2g.nn import relation_mass
 from h2g.nn.encoders import split_labels
 from tests.models.graphs import random_graph
 
@@ -197,3 +198,15 @@ def test_padding_poisoned_with_nan_changes_nothing():
       }
   )
   np.testing.assert_allclose(model(padded)[:13], expected, atol=1e-5)
+
+
+def test_attention_weights_add_up_and_name_their_relations():
+  graph = random_graph().with_incoming()
+  weights = former(graph, edge_bias=True, specialise=2.0).attention_weights(graph)
+  assert [w.shape for w in weights] == [(80, 4), (80, 4)]
+  total = jax.ops.segment_sum(weights[0], graph.incoming.receivers, 20)
+  has_edges = np.diff(graph.incoming.indptr) > 0
+  np.testing.assert_allclose(total[has_edges], 1, rtol=1e-5)
+  mass = relation_mass(graph, weights[0])
+  assert mass["paper", "retracted_by", "author"] == 0
+  assert sum(mass.values()) == pytest.approx(has_edges[:13].mean(), rel=1e-5)

@@ -1,0 +1,116 @@
+"""Streams of sampled subgraphs, padded to a handful of shapes."""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+
+from h2g.errors import InputError
+from h2g.graph import HeteroGraph
+from h2g.graph import padding
+from h2g.graph.sampler import Sampler
+
+METHODS = ("hgt", "neighbor")
+PROBES = 16  # sampled graphs whose sizes set the ladder of shapes
+EVAL_STREAM = 1 << 32  # random streams of evaluation, apart from those of training steps
+
+
+class SampledBatches:
+  """Training and evaluation batches of one graph: pure functions of (seed, step).
+
+  Args of the constructor:
+    graph: the whole graph, on the host.
+    splits: `splits(seed=) -> {"train", "val", "test"}` masks.
+    config: `method` "hgt" or "neighbor"; `fanouts`, nodes drawn per type and iteration (hgt) or
+      neighbours per relation and hop; `batch_size` seed nodes per subgraph; `subgraphs` per step, over
+      which the loss is averaged; `max_buckets` shapes; `eval_batches` at most (0: all nodes).
+  """
+
+  def __init__(self, graph: HeteroGraph, splits: Callable[..., dict[str, np.ndarray]], config):
+    if config.method not in METHODS:
+      raise InputError(
+          f"config.sample.method={config.method!r} is unknown: choose from {', '.join(METHODS)}"
+      )
+    if config.batch_size < 1 or config.subgraphs < 1:
+      raise InputError("config.sample.batch_size and config.sample.subgraphs must be 1 or more")
+    self._graph, self._splits, self._config = graph, splits, config
+    target = graph.num_nodes[graph.schema.target]
+    self._size = min(config.batch_size, target)
+    rng = np.random.default_rng(0)
+    probe = Sampler(graph)
+    probes = [self._sample(probe, rng.choice(target, self._size, False), rng) for _ in range(PROBES)]
+    ladder = padding.bucket_ladder(probes, max_buckets=max(1, config.max_buckets - 1))
+    # The last rung is for the batch that is larger than any probe.
+    double = lambda sizes: tuple(2 * size for size in sizes)
+    last = padding.Bucket(double(ladder[-1].num_nodes), double(ladder[-1].num_edges))
+    self.ladder = (*ladder, last)
+
+  def train(self, seeds: tuple[int, ...]):
+    """grain dataset of (graphs, seed masks), leaves [seeds, subgraphs, ...]; infinite."""
+    samplers = self._samplers(seeds)
+
+    def batch(step: int):
+      sampled = []
+      for seed in seeds:
+        ids = np.flatnonzero(samplers[seed].graph.splits["train"])
+        for part in range(self._config.subgraphs):
+          at = step * self._config.subgraphs + part
+          chosen = _nodes_of(ids, self._size, at, seed)
+          rng = np.random.default_rng((seed, at))
+          sampled.append((self._sample(samplers[seed], chosen, rng), len(chosen)))
+      return self._stack(sampled, len(seeds))
+
+    return grain.MapDataset.range(1 << 31).map(batch)
+
+  def evaluation(self, seeds: tuple[int, ...]):
+    """List of such batches (one subgraph each) that visit validation and test nodes once."""
+    samplers = self._samplers(seeds)
+    pools = {}
+    for seed, sampler in samplers.items():
+      pool = np.flatnonzero(sampler.graph.splits["val"] | sampler.graph.splits["test"])
+      pools[seed] = np.random.default_rng((seed, EVAL_STREAM)).permutation(pool)
+    count = -(-max(map(len, pools.values())) // self._size)
+    count = min(count, self._config.eval_batches or count)
+    batches = []
+    for at in range(count):
+      sampled = []
+      for seed in seeds:
+        chosen = pools[seed][at * self._size : (at + 1) * self._size]
+        rng = np.random.default_rng((seed, EVAL_STREAM, at))
+        sampled.append((self._sample(samplers[seed], chosen, rng), len(chosen)))
+      batches.append(self._stack(sampled, len(seeds)))
+    return batches
+
+  def _samplers(self, seeds) -> dict[int, Sampler]:
+    return {seed: Sampler(self._graph.with_splits(self._splits(seed=seed))) for seed in seeds}
+
+  def _sample(self, sampler: Sampler, nodes: np.ndarray, rng: np.random.Generator) -> HeteroGraph:
+    draw = sampler.hgt if self._config.method == "hgt" else sampler.neighbor
+    return draw(nodes, list(self._config.fanouts), rng)
+
+  def _stack(self, sampled: list[tuple[HeteroGraph, int]], num_seeds: int) -> tuple[Any, np.ndarray]:
+    """All graphs in the smallest bucket that holds each of them; leaves [seeds, subgraphs, ...]."""
+    buckets = [padding.choose_bucket(self.ladder, graph) for graph, _ in sampled]
+    bucket = max(buckets, key=self.ladder.index)
+    padded = [padding.pad_to(graph, bucket) for graph, _ in sampled]
+    rows = np.arange(padded[0].num_nodes[self._graph.schema.target])
+    masks = np.stack([rows < count for _, count in sampled])
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *padded)
+    split = lambda x: x.reshape(num_seeds, -1, *x.shape[1:])
+    return jax.tree.map(split, stacked), split(masks)
+
+
+@functools.lru_cache(maxsize=8)
+def _order(ids: bytes, seed: int, epoch: int) -> np.ndarray:
+  return np.random.default_rng((seed, epoch)).permutation(np.frombuffer(ids, np.int64))
+
+
+def _nodes_of(ids: np.ndarray, size: int, at: int, seed: int) -> np.ndarray:
+  """The `at`-th batch of `size` nodes when every epoch is a fresh shuffle; the remainder is dropped."""
+  per_epoch = max(1, len(ids) // size)
+  order = _order(ids.astype(np.int64).tobytes(), seed, at // per_epoch)
+  begin = at % per_epoch * size
+  return order[begin : begin + size]
