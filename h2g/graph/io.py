@@ -8,6 +8,8 @@ import numpy as np
 
 from h2g.errors import InputError
 from h2g.graph.graph import HeteroGraph
+from h2g.graph.padding import pad
+from h2g.graph.padding import padded_share
 
 
 def save_npz(graph: HeteroGraph, path: str | Path) -> None:
@@ -15,11 +17,13 @@ def save_npz(graph: HeteroGraph, path: str | Path) -> None:
 
   Keys: `target`, `class_names`; per node type `nodes/<type>/num_nodes`, `.../features`, `.../labels`;
   per relation `edges/<source>/<relation>/<target>/index` [2, E] (senders, receivers), `.../features`;
-  `splits/<name>`. `load_npz` reads it back.
+  `splits/<name>`. `load_npz` reads it back. Padding, `incoming` and `ids` are not written.
 
   Raises:
     InputError: a name holds a slash; the file cannot be written.
   """
+  if padded_share(graph):
+    graph = pad(graph, {}, {})
   arrays = {
       "target": np.array(graph.schema.target),
       "class_names": np.array(graph.schema.class_names),

@@ -1,7 +1,7 @@
 """Padding to a handful of shapes, so that a run compiles a handful of programs.
 
-Padding stands behind what is real: node rows with mask False, edge places past `indptr[-1]`. Runs on
-the host, on NumPy arrays.
+Padding stands behind what is real: node rows with mask False, edge places past `indptr[-1]`. Runs
+on the host, on NumPy arrays.
 """
 
 from collections.abc import Iterable
@@ -47,9 +47,9 @@ def pad(
 ) -> HeteroGraph:
   """Pads every node set and edge set to its capacity and builds `incoming` of the summed capacity.
 
-  Padded nodes have mask False, label -1, id 0, features 0, are in no split and have no edges; padded
-  edges stand past the last real one and are ignored by every operation. A graph that is padded already
-  is padded anew from its real part.
+  Padded nodes have mask False, label -1, id 0, features 0, are in no split and have no edges;
+  padded edges stand past the last real one and are ignored by every operation. A graph that is
+  padded already is padded anew from its real part.
 
   Args:
     graph: on the host.
@@ -164,8 +164,8 @@ def choose_bucket(ladder: Sequence[Bucket], graph: HeteroGraph) -> Bucket:
   overflows = zip(names, last, size.num_nodes + size.num_edges)
   name, capacity, needed = next(found for found in overflows if found[2] > found[1])
   raise InputError(
-      f"{name!r} needs {needed} places, the largest bucket has {capacity}: build the ladder from more "
-      "samples, with more slack, or sample less"
+      f"{name!r} needs {needed} places, the largest bucket has {capacity}: build the ladder from "
+      "more samples, with more slack, or sample less"
   )
 
 

@@ -76,11 +76,11 @@ class Sampler:
   ) -> HeteroGraph:
     """HGT sampling: nodes of every type drawn by how strongly the sample so far leans on them.
 
-    A node that joins the sample (the seeds first) adds, for each relation r into it with d > 0 edges,
-    1/d per edge to the budget of that edge's sender, unless the sender is in the sample already.
-    Iteration l draws fanouts[t][l] nodes of type t without replacement, each draw with probability
-    proportional to the squared budget; all types of an iteration are drawn before any budget
-    changes. The subgraph keeps all edges among sampled nodes.
+    A node that joins the sample (the seeds first) adds, for each relation r into it with d > 0
+    edges, 1/d per edge to the budget of that edge's sender, unless the sender is in the sample
+    already. Iteration l draws fanouts[t][l] nodes of type t without replacement, each draw with
+    probability proportional to the squared budget; all types of an iteration are drawn before any
+    budget changes. The subgraph keeps all edges among sampled nodes.
 
     Draws are exact: with independent exponentials e_i, the n smallest e_i / budget_i^2 are
     distributed as n successive draws without replacement.
@@ -129,8 +129,8 @@ class Sampler:
   ) -> HeteroGraph:
     """Neighbour sampling: hop by hop, a few incoming edges per newly found node and relation.
 
-    A node that is first reached in hop l - 1 (the seeds: hop 0) takes, for each relation r into it, a
-    uniform choice of min(fanouts[r][l], d) of its d edges without replacement, in hop l only.
+    A node that is first reached in hop l - 1 (the seeds: hop 0) takes, for each relation r into it,
+    a uniform choice of min(fanouts[r][l], d) of its d edges without replacement, in hop l only.
 
     Args:
       seeds: [S] distinct rows of the target type.

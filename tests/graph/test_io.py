@@ -7,6 +7,7 @@ import pytest
 from h2g.errors import InputError
 from h2g.graph import load_npz
 from h2g.graph import save_npz
+from h2g.graph.padding import pad
 from tests.models.graphs import random_graph
 
 
@@ -29,6 +30,17 @@ def test_round_trip(tmp_path):
   assert back.schema == graph.schema
   jax.tree.map(np.testing.assert_array_equal, back, graph)
   assert [path.name for path in tmp_path.iterdir()] == ["graph.npz"]  # nothing half-written
+  save_npz(pad(graph, {"paper": 16}, dict.fromkeys(graph.edges, 50)), tmp_path / "graph.npz")
+  jax.tree.map(np.testing.assert_array_equal, load_npz(tmp_path / "graph.npz"), graph)
+
+
+def test_what_cannot_be_written_leaves_nothing(tmp_path):
+  with pytest.raises(InputError, match="no/where/graph.npz cannot be written: No such file"):
+    save_npz(random_graph(), tmp_path / "no" / "where" / "graph.npz")
+  graph = random_graph().with_edges(("paper", "a/b", "paper"), [0], [1])
+  with pytest.raises(InputError, match="the name 'a/b' holds a slash"):
+    save_npz(graph, tmp_path / "graph.npz")
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
