@@ -137,7 +137,8 @@ def to_networkx(graph: HeteroGraph):
 
   graph, schema = _real(graph), graph.schema
   out = networkx.MultiDiGraph(schema=schema, splits=tuple(graph.splits))
-  for name, nodes in graph.nodes.items():
+  for name in schema.node_types:
+    nodes = graph.nodes[name]
     for row in range(len(nodes.ids)):
       fields: dict[str, Any] = {"node_type": name}
       if nodes.features is not None:
@@ -147,7 +148,8 @@ def to_networkx(graph: HeteroGraph):
       if name == schema.target:
         fields["splits"] = tuple(split for split, mask in graph.splits.items() if mask[row])
       out.add_node((name, row), **fields)
-  for (source, relation, target), edges in graph.edges.items():
+  for source, relation, target in schema.edge_types:
+    edges = graph.edges[source, relation, target]
     for at, (tail, head) in enumerate(zip(edges.senders.tolist(), edges.receivers.tolist())):
       fields = {} if edges.features is None else {"features": np.asarray(edges.features[at])}
       out.add_edge((source, tail), (target, head), relation=relation, **fields)
@@ -233,7 +235,8 @@ def to_pyg(graph: HeteroGraph) -> dict[str, dict]:
     "num_nodes_dict": {type: int}, "<split>_mask_dict": {target: [N_t] bool} for each split}.
   """
   graph = _real(graph)
-  nodes, edges = graph.nodes.items(), graph.edges.items()
+  nodes = [(name, graph.nodes[name]) for name in graph.schema.node_types]
+  edges = [(name, graph.edges[name]) for name in graph.schema.edge_types]
   return {
       "x_dict": {name: np.asarray(n.features) for name, n in nodes if n.features is not None},
       "edge_index_dict": {

@@ -12,7 +12,8 @@ def degree_encoding(graph: HeteroGraph) -> dict[str, np.ndarray]:
     {node type: [N_t, K_t] float32}; columns follow `schema.edge_types`, receiver side then sender side.
   """
   columns = {name: [] for name in graph.schema.node_types}
-  for name, edges in graph.edges.items():
+  for name in graph.schema.edge_types:
+    edges = graph.edges[name]
     columns[name[2]].append(np.log1p(np.diff(edges.indptr)))
     columns[name[0]].append(np.log1p(np.diff(edges.sender_indptr)))
   return {name: _stack(found, graph.num_nodes[name]) for name, found in columns.items()}
@@ -32,7 +33,8 @@ def spectral_encoding(graph: HeteroGraph, dim: int) -> dict[str, np.ndarray]:
     {node type: [N_t, K_t] float32}.
   """
   columns = {name: [] for name in graph.schema.node_types}
-  for name, edges in graph.edges.items():
+  for name in graph.schema.edge_types:
+    edges = graph.edges[name]
     shape = (graph.num_nodes[name[0]], graph.num_nodes[name[2]])
     dense = np.zeros(shape)
     weight = 1.0 if edges.features is None else np.asarray(edges.features)[:, 0]
@@ -63,7 +65,8 @@ def with_similar(
   """
   count = graph.num_nodes[node_type]
   profiles = []
-  for name, edges in graph.edges.items():
+  for name in graph.schema.edge_types:
+    edges = graph.edges[name]
     weight = np.ones(len(edges.senders)) if edges.features is None else edges.features[:, 0]
     senders, receivers = np.asarray(edges.senders), np.asarray(edges.receivers)
     for side, rows, columns, width in (

@@ -258,7 +258,7 @@ class HeteroGraph(_Replace):
       prefix: of the new relation's name.
       skip: relations (middle names) that are listed in both directions already.
     """
-    edges = {name: _given(edge) for name, edge in self.edges.items()}
+    edges = self._given_edges()
     for (source, relation, target), given in list(edges.items()):
       reverse = (target, prefix + relation, source)
       if relation in skip or relation.startswith(prefix) or reverse in edges:
@@ -269,12 +269,12 @@ class HeteroGraph(_Replace):
 
   def with_edges(self, edge_type: EdgeType, senders, receivers, features=None) -> "HeteroGraph":
     """Adds a relation, or replaces the one of that name; arguments as in `from_arrays`."""
-    edges = {name: _given(edge) for name, edge in self.edges.items()}
+    edges = self._given_edges()
     return self._rebuild(edges | {edge_type: (senders, receivers, features)})
 
   def with_self_loops(self, *, relation: str = "self") -> "HeteroGraph":
     """Adds (type, relation, type) with one edge from each node to itself."""
-    edges = {name: _given(edge) for name, edge in self.edges.items()}
+    edges = self._given_edges()
     for name, count in self.num_nodes.items():
       edges[(name, relation, name)] = (np.arange(count), np.arange(count))
     return self._rebuild(edges)
@@ -292,6 +292,10 @@ class HeteroGraph(_Replace):
         )
       checked[name] = mask
     return self.replace(splits=checked)
+
+  def _given_edges(self) -> dict[EdgeType, tuple]:
+    # In schema order: a mapped or jitted pytree comes back with its dictionaries sorted by name.
+    return {name: _given(self.edges[name]) for name in self.schema.edge_types}
 
   def _rebuild(self, edges) -> "HeteroGraph":
     edge_sets = {name: _edge_set(name, given, self.nodes) for name, given in edges.items()}
@@ -327,8 +331,8 @@ def _width(features) -> int:
 
 
 def _given(edges: EdgeSet) -> tuple:
-  given = (np.asarray(edges.senders), np.asarray(edges.receivers))
-  return given if edges.features is None else (*given, np.asarray(edges.features))
+  fields = [x for x in (edges.senders, edges.receivers, edges.features) if x is not None]
+  return tuple(np.asarray(x)[: int(edges.indptr[-1])] for x in fields)  # what follows is padding
 
 
 def _finite(what: str, features, rows: int | None) -> np.ndarray:

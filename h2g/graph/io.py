@@ -28,13 +28,15 @@ def save_npz(graph: HeteroGraph, path: str | Path) -> None:
       "target": np.array(graph.schema.target),
       "class_names": np.array(graph.schema.class_names),
   }
-  for name, nodes in graph.nodes.items():
+  for name in graph.schema.node_types:  # the file keeps their order
+    nodes = graph.nodes[name]
     key = f"nodes/{_plain(name)}"
     arrays[f"{key}/num_nodes"] = np.array(len(nodes.ids))
     for field in ("features", "labels"):
       if getattr(nodes, field) is not None:
         arrays[f"{key}/{field}"] = np.asarray(getattr(nodes, field))
-  for name, edges in graph.edges.items():
+  for name in graph.schema.edge_types:
+    edges = graph.edges[name]
     key = "edges/" + "/".join(map(_plain, name))
     count = int(edges.indptr[-1])
     arrays[f"{key}/index"] = np.stack([edges.senders[:count], edges.receivers[:count]])

@@ -37,6 +37,8 @@ class Sampler:
 
   def __init__(self, graph: HeteroGraph):
     self.graph = graph
+    # In schema order, whatever the order of the dictionary: randomness is drawn in this order.
+    relations = {name: graph.edges[name] for name in graph.schema.edge_types}
     self._edges = {
         name: [
             np.asarray(array)
@@ -45,11 +47,11 @@ class Sampler:
                 edges.sender_indptr, edges.sender_order, edges.receivers,
             )
         ]
-        for name, edges in graph.edges.items()
+        for name, edges in relations.items()
     }
     self._edge_features = {
         name: None if edges.features is None else np.asarray(edges.features)
-        for name, edges in graph.edges.items()
+        for name, edges in relations.items()
     }
     self._node_fields = {
         name: {
