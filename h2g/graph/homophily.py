@@ -1,10 +1,10 @@
 """How alike the labels of neighbours are, on relations and on metapaths (H2GB section 3).
 
-A metapath here is a walk of two relations that starts and ends at the labelled node type. Its induced
-graph joins u to v wherever at least one such walk leads from u to v: binary, so a pair counts once
-however many walks join it. Only pairs whose both ends are labelled count; the official code instead
-gives unlabelled nodes a random class. Self pairs (u = v, present in the official code) are left out
-unless `self_pairs`.
+A metapath here is a walk of two relations that starts and ends at the labelled node type. Its
+induced graph joins u to v wherever at least one such walk leads from u to v: binary, so a pair
+counts once however many walks join it. Only pairs whose both ends are labelled count; the official
+code instead gives unlabelled nodes a random class. Self pairs (u = v, present in the official code)
+are left out unless `self_pairs`.
 
 Heterophily is 1 - homophily.
 """
@@ -30,8 +30,8 @@ class Homophily(NamedTuple):
     edge: share of pairs with y_u = y_v.
     class_insensitive: 1 / (C - 1) sum_k max(0, h_k - n_k / n), h_k the edge homophily of the pairs
       that arrive at class k, n_k / n the share of class k among labelled nodes (arXiv 2110.14446).
-    adjusted: (edge - sum_k p_k^2) / (1 - sum_k p_k^2), p_k the share of class k among the ends of the
-      pairs, both ends counted (arXiv 2209.06177); NaN where all ends have one class.
+    adjusted: (edge - sum_k p_k^2) / (1 - sum_k p_k^2), p_k the share of class k among the ends of
+      the pairs, both ends counted (arXiv 2209.06177); NaN where all ends have one class.
   """
 
   pairs: int
@@ -47,8 +47,8 @@ class HeterophilyReport(NamedTuple):
     metapaths: {metapath: Homophily} of those that count.
     skipped: metapaths without a labelled pair, or whose pairs have one class only.
     edge, class_insensitive, adjusted: means over metapaths.
-    h2_index: mean over metapaths of 1 - adjusted, the class-adjusted heterophily: 1 is as by chance,
-      above it neighbours avoid their own class.
+    h2_index: mean over metapaths of 1 - adjusted, the class-adjusted heterophily: 1 is as by
+      chance, above it neighbours avoid their own class.
   """
 
   metapaths: dict[Metapath, Homophily]
@@ -64,14 +64,17 @@ class HeterophilyReport(NamedTuple):
     width = max([len(name(path)) for path in self.metapaths], default=8)
     lines = [f"{'metapath':<{width}}  {'pairs':>9}  edge   class  adjusted"]
     for path, h in self.metapaths.items():
-      lines.append(
-          f"{name(path):<{width}}  {h.pairs:>9}  {h.edge:.3f}  {h.class_insensitive:.3f}  {h.adjusted:+.3f}"
-      )
-    lines.append(
-        f"{'mean':<{width}}  {'':>9}  {self.edge:.3f}  {self.class_insensitive:.3f}  {self.adjusted:+.3f}"
-        f"\nH2 index {self.h2_index:.3f}; {len(self.skipped)} metapaths without labelled pairs skipped"
-    )
+      lines.append(f"{name(path):<{width}}  {h.pairs:>9}  {_figures(h)}")
+    lines.append(f"{'mean':<{width}}  {'':>9}  {_figures(self)}")
+    skipped = f"{len(self.skipped)} metapaths without labelled pairs of two classes skipped"
+    lines.append(f"H2 index {self.h2_index:.3f}; {skipped}")
     return "\n".join(lines)
+
+  __str__ = table
+
+
+def _figures(h) -> str:
+  return f"{h.edge:.3f}  {h.class_insensitive:.3f}  {h.adjusted:+.3f}"
 
 
 def metapaths(schema: Schema) -> tuple[Metapath, ...]:
@@ -87,7 +90,7 @@ def metapaths(schema: Schema) -> tuple[Metapath, ...]:
 def relation_homophily(
     graph: HeteroGraph, edge_type: EdgeType, *, self_pairs: bool = False
 ) -> Homophily:
-  """Homophily of one relation among nodes of the target type; edges count as often as they are listed.
+  """Homophily of one relation between nodes of the target type; edges count as they are listed.
 
   Raises:
     InputError: the relation does not join the target type to itself.
@@ -121,7 +124,7 @@ def metapath_homophily(graph: HeteroGraph, *, self_pairs: bool = False) -> Heter
   """
   labels, num_classes = np.asarray(graph.target_labels), graph.schema.num_classes
   if num_classes < 2:
-    raise InputError(f"homophily needs two classes or more, {graph.schema.target} has {num_classes}")
+    raise InputError(f"homophily needs two classes, {graph.schema.target!r} has {num_classes}")
   found, skipped = {}, []
   for path in metapaths(graph.schema):
     table = _class_pairs(graph, path, labels, num_classes, self_pairs)

@@ -15,9 +15,10 @@ from h2g.graph.padding import padded_share
 def save_npz(graph: HeteroGraph, path: str | Path) -> None:
   """Writes a graph, whole or not at all.
 
-  Keys: `target`, `class_names`; per node type `nodes/<type>/num_nodes`, `.../features`, `.../labels`;
-  per relation `edges/<source>/<relation>/<target>/index` [2, E] (senders, receivers), `.../features`;
-  `splits/<name>`. `load_npz` reads it back. Padding, `incoming` and `ids` are not written.
+  Keys: `target`, `class_names`; per node type `nodes/<type>/num_nodes`, `.../features`,
+  `.../labels`; per relation `edges/<source>/<relation>/<target>/index` [2, E] (senders, receivers),
+  `.../features`; `splits/<name>`. `load_npz` reads it back. Padding, `incoming` and `ids` are not
+  written.
 
   Raises:
     InputError: a name holds a slash; the file cannot be written.
@@ -100,15 +101,16 @@ def _from_arrays(arrays: dict[str, np.ndarray]) -> HeteroGraph:
         splits[name] = value
       case _:
         raise InputError(
-            f"key {key!r} is not understood: nodes/<type>/..., edges/<source>/<relation>/<target>/..., "
-            "splits/<name>, target, class_names"
+            f"key {key!r} is not understood: nodes/<type>/..., "
+            "edges/<source>/<relation>/<target>/..., splits/<name>, target, class_names"
         )
   for name, fields in edges.items():
     if "index" not in fields:
       raise InputError(f"key 'edges/{'/'.join(name)}/index' is missing")
     index = fields["index"]
     if index.ndim != 2 or index.shape[0] != 2:
-      raise InputError(f"key 'edges/{'/'.join(name)}/index' has shape {list(index.shape)}: give [2, E]")
+      key = f"edges/{'/'.join(name)}/index"
+      raise InputError(f"key {key!r} has shape {list(index.shape)}: give [2, E]")
   class_names = tuple(map(str, arrays["class_names"])) if "class_names" in arrays else None
   return HeteroGraph.from_arrays(
       nodes=nodes,
@@ -121,5 +123,5 @@ def _from_arrays(arrays: dict[str, np.ndarray]) -> HeteroGraph:
 
 def _plain(name: str) -> str:
   if "/" in name:
-    raise InputError(f"the name {name!r} holds a slash, which separates names in the file: rename it")
+    raise InputError(f"the name {name!r} holds a slash, which separates names in files: rename it")
   return name
