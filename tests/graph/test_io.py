@@ -35,7 +35,7 @@ def test_round_trip(tmp_path):
 
 
 def test_what_cannot_be_written_leaves_nothing(tmp_path):
-  with pytest.raises(InputError, match="no/where/graph.npz cannot be written: No such file"):
+  with pytest.raises(InputError, match=r"no/where/graph\.npz cannot be written: No such file"):
     save_npz(random_graph(), tmp_path / "no" / "where" / "graph.npz")
   graph = random_graph().with_edges(("paper", "a/b", "paper"), [0], [1])
   with pytest.raises(InputError, match="the name 'a/b' holds a slash"):
