@@ -122,8 +122,9 @@ class Progress:
   EVERY_S = 10.0  # seconds between lines
 
   def __init__(self, label: str, metric: str, *, start: int, steps: int, bar: bool):
-    self._label, self._names, self._start, self._steps = label, ("loss", metric), start, steps
+    self._label, self._names, self._steps = label, ("loss", metric), steps
     self._began = time.monotonic()
+    self._first: tuple[int, float] | None = None  # of the first update, which had compiled
     self._said = self._began - self.EVERY_S + 2.0  # the first line soon: a log should show life
     self._shown: dict[str, str] = {}
     self._bar = None
@@ -140,12 +141,15 @@ class Progress:
       self._bar.update(step - self._bar.n)
       return
     now = time.monotonic()
+    self._first = self._first or (step, now)
     if now - self._said < self.EVERY_S and step < self._steps:
       return
     self._said = now
-    left = (now - self._began) * (self._steps - step) / max(step - self._start, 1)
+    passed = f"{now - self._began:.1f} s"
+    if step > self._first[0]:
+      per_step = (now - self._first[1]) / (step - self._first[0])
+      passed += f", {per_step * (self._steps - step):.0f} s left"
     text = "  ".join(f"{name} {value}" for name, value in self._shown.items())
-    passed = f"{now - self._began:.1f} s, {left:.0f} s left"
     say(f"{self._label}: step {step}/{self._steps}  {text}  {passed}")
 
   def close(self) -> None:
