@@ -273,10 +273,11 @@ class HeteroGraph(_Replace):
     return self._rebuild(edges | {edge_type: (senders, receivers, features)})
 
   def with_self_loops(self, *, relation: str = "self") -> "HeteroGraph":
-    """Adds (type, relation, type) with one edge from each node to itself."""
+    """Adds (type, relation, type) with one edge from each node to itself; padding gets none."""
     edges = self._given_edges()
-    for name, count in self.num_nodes.items():
-      edges[(name, relation, name)] = (np.arange(count), np.arange(count))
+    for name in self.schema.node_types:
+      rows = np.flatnonzero(np.asarray(self.nodes[name].mask))
+      edges[(name, relation, name)] = (rows, rows)
     return self._rebuild(edges)
 
   def with_splits(self, splits: Mapping[str, Any]) -> "HeteroGraph":
@@ -345,7 +346,8 @@ def _finite(what: str, features, rows: int | None) -> np.ndarray:
     raise InputError(f"features of {what} are {features.dtype}{list(features.shape)}: give float [rows, F]")
   if rows is not None and len(features) != rows:
     raise InputError(f"features of {what} have {len(features)} rows, {rows} are expected")
-  features = features.astype(np.float32)
+  with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf, and is named below
+    features = features.astype(np.float32)
   bad = np.argwhere(~np.isfinite(features))
   if len(bad):
     row, column = bad[0]
@@ -366,6 +368,8 @@ def _node_set(name: str, fields: Mapping[str, Any]) -> NodeSet:
     if source is None:
       raise InputError(f"node type {name!r} has neither features nor labels: give num_nodes")
     count = len(source)
+  if not isinstance(count, (int, np.integer)) or isinstance(count, bool) or count < 0:
+    raise InputError(f"num_nodes of node type {name!r} is {count}: give an integer, 0 or more")
   if features is not None:
     features = _finite(f"node type {name!r}", features, count)
     features = features if features.shape[1] else None
@@ -374,6 +378,12 @@ def _node_set(name: str, fields: Mapping[str, Any]) -> NodeSet:
     if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
       raise InputError(
           f"labels of node type {name!r} are {labels.dtype}{list(labels.shape)}: give integers [{count}]"
+      )
+    bad = np.flatnonzero((labels < -(2**31)) | (labels >= 2**31))  # would wrap around below
+    if len(bad):
+      raise InputError(
+          f"label {labels[bad[0]]} of {name!r} node {bad[0]} does not fit into 32 bits: number the "
+          "classes from 0 (-1 means unlabelled)"
       )
     labels = labels.astype(np.int32)
   return NodeSet(np.arange(count, dtype=np.int32), np.ones(count, bool), features, labels)
@@ -394,8 +404,17 @@ def _edge_set(name, given, nodes: Mapping[str, NodeSet]) -> EdgeSet:
   for end in (name[0], name[2]):
     if end not in nodes:
       raise InputError(f"edge type {name} names node type {end!r}; the graph has {', '.join(nodes)}")
-  if len(given) not in (2, 3):
-    raise InputError(f"edges of {name}: give [2, E], or (senders, receivers), or with features a third")
+  # The third row of an array is no features: an array is [2, E] or a mistake (transposed, say).
+  shape = getattr(given, "shape", None)
+  if shape is not None and (len(shape) != 2 or shape[0] != 2):
+    found = f" are {given.dtype}{list(shape)}"
+  else:
+    found = "" if hasattr(given, "__len__") and len(given) in (2, 3) else f" are {given!r:.40}"
+  if found:
+    raise InputError(
+        f"edges of {name}{found}: give [2, E], or (senders, receivers), each integers [E], or with "
+        "features a third"
+    )
   ids = []
   for side, part, end in (("senders", given[0], name[0]), ("receivers", given[1], name[2])):
     part = np.asarray(part)

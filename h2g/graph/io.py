@@ -1,8 +1,10 @@
 """Graphs as .npz files: plain arrays under readable names, nothing pickled."""
 
+import contextlib
 import os
 from pathlib import Path
 import zipfile
+import zlib
 
 import numpy as np
 
@@ -10,6 +12,13 @@ from h2g.errors import InputError
 from h2g.graph.graph import HeteroGraph
 from h2g.graph.padding import pad
 from h2g.graph.padding import padded_share
+
+# What reading a damaged archive, or a file of another kind, can raise: a lone array is no context
+# manager (TypeError), a flipped bit may ask for a compression or zip version that does not exist.
+UNREADABLE = (
+    OSError, ValueError, EOFError, TypeError, AttributeError, NotImplementedError, RuntimeError,
+    MemoryError, zipfile.BadZipFile, zlib.error,
+)
 
 
 def save_npz(graph: HeteroGraph, path: str | Path) -> None:
@@ -52,8 +61,10 @@ def save_npz(graph: HeteroGraph, path: str | Path) -> None:
       np.savez_compressed(file, **arrays)
     os.replace(partial, path)
   except OSError as error:
-    partial.unlink(missing_ok=True)
     raise InputError(f"{path} cannot be written: {error.strerror}") from error
+  finally:
+    with contextlib.suppress(OSError):  # it is gone when all went well, or was never there
+      partial.unlink()
 
 
 def load_npz(path: str | Path) -> HeteroGraph:
@@ -69,9 +80,14 @@ def load_npz(path: str | Path) -> HeteroGraph:
   try:
     with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
       arrays = {key: archive[key] for key in archive.files}
+      # No checksum covers the list of entries: damage there can hide some, but not their number.
+      file.seek(-12, os.SEEK_END)
+      listed = int.from_bytes(file.read(2), "little")
+      if not archive.zip.comment and listed not in (len(arrays), 0xFFFF):  # 65535: told elsewhere
+        raise ValueError(f"{listed} arrays are listed, {len(arrays)} found")
   except FileNotFoundError as error:
     raise InputError(f"{path} does not exist: give the path of a graph's .npz file") from error
-  except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+  except UNREADABLE as error:
     raise InputError(
         f"{path} is no readable .npz of plain arrays ({error}): write it with h2g.graph.save_npz"
     ) from error
@@ -111,12 +127,14 @@ def _from_arrays(arrays: dict[str, np.ndarray]) -> HeteroGraph:
     if index.ndim != 2 or index.shape[0] != 2:
       key = f"edges/{'/'.join(name)}/index"
       raise InputError(f"key {key!r} has shape {list(index.shape)}: give [2, E]")
-  class_names = tuple(map(str, arrays["class_names"])) if "class_names" in arrays else None
+  class_names = arrays.get("class_names", np.zeros(0, str))
+  if class_names.ndim != 1:
+    raise InputError(f"key 'class_names' has shape {list(class_names.shape)}: give [C] names")
   return HeteroGraph.from_arrays(
       nodes=nodes,
       edges={name: (*fields["index"], fields.get("features")) for name, fields in edges.items()},
       target=str(arrays["target"]),
-      class_names=class_names or None,
+      class_names=tuple(map(str, class_names)) or None,
       splits=splits,
   )
 

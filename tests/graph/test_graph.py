@@ -52,15 +52,24 @@ def writes(senders, receivers, *features, name=("author", "writes", "paper")):
         (writes([0], [0], name=("author", "paper")), r"must be \(source, relation, target\)"),
         ({"edges": {("author", "writes", "paper"): np.zeros((3, 4, 5), int)}}, r"integers \[E\]"),
         ({"edges": {("author", "writes", "paper"): np.zeros((4, 2), int)}}, r"give \[2, E\]"),
+        # A third row, or edges given as rows: neither is taken for features.
+        ({"edges": {("author", "writes", "paper"): np.zeros((3, 2), int)}}, r"int64\[3, 2\]: give"),
+        ({"edges": {("author", "writes", "paper"): 3}}, r"edges of .* are 3: give \[2, E\]"),
+        ({"edges": {("author", "writes", "paper"): None}}, r"of .* are None: give \[2"),
         ({"nodes": {"paper": {"labels": np.array([0, 7])}}, "num_classes": 3},
          r"label 7 of 'paper' node 1 is outside the classes 0\.\.2"),
         ({"nodes": {"paper": {"labels": np.array([0, -2])}}}, "label -2 of 'paper' node 1 is out"),
+        ({"nodes": {"paper": {"labels": np.array([0, 2**32])}}, "num_classes": 2},
+         "label 4294967296 of 'paper' node 1 does not fit into 32 bits"),
         ({"nodes": {"paper": {"labels": np.zeros(4)}}}, r"labels of .* are float64\[4\]: give in"),
         ({"nodes": {"paper": {"features": np.array([[0.0], [np.nan]])}}},
          "node type 'paper' are not finite: row 1, column 0 is nan"),
         ({"nodes": {"paper": {"features": np.array([["a"]])}}}, r"give float \[rows, F\]"),
         ({"nodes": {"paper": {"features": np.ones((2, 1)), "num_nodes": 3}}}, "2 rows, 3 are exp"),
         ({"nodes": {"paper": {"x": np.ones((2, 1))}}}, r"unknown fields \['x'\]: use features"),
+        ({"nodes": {"paper": {"features": np.array([[0.0], [1e300]])}}}, "row 1, column 0 is"),
+        ({"nodes": {"paper": {"num_nodes": -1}}}, "num_nodes of node type 'paper' is -1: give"),
+        ({"nodes": {"paper": {"num_nodes": 2.5}}}, r"num_nodes of node type 'paper' is 2\.5"),
         ({"nodes": {"paper": {}}}, "neither features nor labels: give num_nodes"),
         ({"target": "venue"}, "target 'venue' is no node type: the graph has paper, author"),
         ({"class_names": ("a", "b"), "num_classes": 3}, "2 class names for 3 classes"),
@@ -178,6 +187,9 @@ def test_padding_never_becomes_an_edge():
   padded = pad(graph, {}, dict.fromkeys(graph.edges, 64))
   for change in (HeteroGraph.with_reverses, HeteroGraph.with_self_loops):
     jax.tree.map(np.testing.assert_array_equal, change(padded), change(graph))
+  loops = pad(graph, {"paper": 20}, {}).with_self_loops().edges["paper", "self", "paper"]
+  np.testing.assert_array_equal(loops.receivers, np.arange(13))
+  np.testing.assert_array_equal(np.diff(loops.indptr), np.arange(20) < 13)
 
 
 def test_splits_and_defaults():

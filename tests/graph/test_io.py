@@ -59,6 +59,8 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path):
         ({"nodes/paper/labels": np.array([0.0, 1.0, 0.5, 0.0])}, "give integers"),
         ({"edges/author/reads/book/index": np.zeros((2, 0), int)}, "names node type 'book'"),
         ({"splits/train": np.ones(3, bool)}, r"split 'train' is bool\[3\]: give bool\[4\]"),
+        ({"class_names": np.array("only")}, r"'class_names' has shape \[\]: give \[C\]"),
+        ({"nodes/author/num_nodes": np.array(-3)}, "num_nodes of node type 'author' is -3"),
         ({"extra": np.ones(1)}, "key 'extra' is not understood"),
         ({"edges/author/writes/paper/features": np.ones((2, 1))}, "2 rows, 3 are expected"),
     ],
@@ -84,3 +86,31 @@ def test_files_that_are_no_archives(tmp_path):
   np.savez(tmp_path / "pickled.npz", target=np.array([{"a": 1}], dtype=object))
   with pytest.raises(InputError, match=r"no readable \.npz of plain arrays"):
     load_npz(tmp_path / "pickled.npz")
+
+
+def test_a_lone_array_and_a_path_below_a_file(tmp_path):
+  np.save(tmp_path / "array.npy", np.arange(3))
+  with pytest.raises(InputError, match=r"array\.npy is no readable \.npz"):
+    load_npz(tmp_path / "array.npy")
+  with pytest.raises(InputError, match="cannot be written: Not a directory"):
+    save_npz(random_graph(), tmp_path / "array.npy" / "graph.npz")
+
+
+def test_a_flipped_bit_is_refused_or_harmless(tmp_path):
+  """Checksums, decompression, the archive's directory: each part of a file can be damaged."""
+  graph = random_graph()
+  save_npz(graph, tmp_path / "graph.npz")
+  content = (tmp_path / "graph.npz").read_bytes()
+  refused = 0
+  for at in range(0, len(content), 13):
+    damaged = bytearray(content)
+    damaged[at] ^= 0x55
+    (tmp_path / "graph.npz").write_bytes(damaged)
+    try:
+      back = load_npz(tmp_path / "graph.npz")
+    except InputError as error:
+      assert "\n" not in str(error)
+      refused += 1
+    else:  # a time stamp, say
+      jax.tree.map(np.testing.assert_array_equal, back, graph)
+  assert refused > len(content) / 13 / 2
