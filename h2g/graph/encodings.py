@@ -1,45 +1,74 @@
-"""Structural encodings: features of a node that come from its edges alone, never from labels."""
+"""Structural encodings: features of a node that come from its edges alone, never from labels.
+
+All run on the host, ignore padding, and give padded nodes zeros.
+"""
 
 import numpy as np
 
+from h2g.errors import InputError
+from h2g.graph.graph import EdgeSet
 from h2g.graph.graph import HeteroGraph
 
+CELLS = 1 << 24  # most entries of a dense matrix; larger relations are factored without one
+DENSE_NODES = 4096  # most nodes whose Laplacian is decomposed; time is cubic in them
 
-def degree_encoding(graph: HeteroGraph) -> dict[str, np.ndarray]:
+
+def degree_encoding(graph: HeteroGraph, *, weighted: bool = False) -> dict[str, np.ndarray]:
   """log(1 + degree) in and out of every relation a node type takes part in.
 
+  Args:
+    graph: weights are the first edge feature, 1 without any.
+    weighted: the degree is the sum of the weights' magnitudes instead of the number of edges.
   Returns:
-    {node type: [N_t, K_t] float32}; columns follow `schema.edge_types`, receiver side then sender side.
+    {node type: [N_t, K_t] float32}; columns follow `schema.edge_types`, receiver side then sender
+    side.
   """
   columns = {name: [] for name in graph.schema.node_types}
   for name in graph.schema.edge_types:
     edges = graph.edges[name]
-    columns[name[2]].append(np.log1p(np.diff(edges.indptr)))
-    columns[name[0]].append(np.log1p(np.diff(edges.sender_indptr)))
+    arriving, leaving = np.diff(edges.indptr), np.diff(edges.sender_indptr)
+    if weighted:
+      senders, receivers, weights = _weighted(edges)
+      arriving = np.bincount(receivers, np.abs(weights), len(arriving))
+      leaving = np.bincount(senders, np.abs(weights), len(leaving))
+    columns[name[2]].append(np.log1p(arriving))
+    columns[name[0]].append(np.log1p(leaving))
   return {name: _stack(found, graph.num_nodes[name]) for name, found in columns.items()}
 
 
-def spectral_encoding(graph: HeteroGraph, dim: int) -> dict[str, np.ndarray]:
+def spectral_encoding(
+    graph: HeteroGraph, dim: int, *, log_weights: bool = False, seed: int = 0
+) -> dict[str, np.ndarray]:
   """Singular vectors of each relation's adjacency, both sides, scaled by the root of the value.
 
   A_r ~ U S V^T with A_r [N_source, N_target] the edge weights (first edge feature, 1 without any):
-  sources get U sqrt(S), targets V sqrt(S), `dim` columns each (fewer where the rank is smaller). The
-  sign of each pair makes the entry of largest magnitude of U positive, so the answer is deterministic.
+  sources get U sqrt(S), targets V sqrt(S), `dim` columns each (fewer where the rank is smaller).
+  The sign of each pair makes the entry of largest magnitude of U positive. Where singular values
+  are equal, the vectors are one basis of several, the same on one machine.
 
   Args:
-    graph: any; relations are read dense, so N_source x N_target must fit in memory.
+    graph: any. Relations of up to 16 M cells (N_source x N_target) are decomposed exactly; larger
+      ones by subspace iteration on their edges, close where singular values fall off.
     dim: number of singular vectors per relation and side.
+    log_weights: A_r holds sign(w) log(1 + |w|) instead of the weights w.
+    seed: of the subspace iteration's start.
   Returns:
     {node type: [N_t, K_t] float32}.
+  Source: arXiv 0909.4061 algorithms 4.4 and 5.1, for the larger ones.
   """
   columns = {name: [] for name in graph.schema.node_types}
   for name in graph.schema.edge_types:
     edges = graph.edges[name]
     shape = (graph.num_nodes[name[0]], graph.num_nodes[name[2]])
-    dense = np.zeros(shape)
-    weight = 1.0 if edges.features is None else np.asarray(edges.features)[:, 0]
-    np.add.at(dense, (np.asarray(edges.senders), np.asarray(edges.receivers)), weight)
-    u, s, vt = np.linalg.svd(dense, full_matrices=False)
+    senders, receivers, weights = _weighted(edges)
+    if log_weights:
+      weights = np.sign(weights) * np.log1p(np.abs(weights))
+    if shape[0] * shape[1] <= CELLS:
+      dense = np.zeros(shape)
+      np.add.at(dense, (senders, receivers), weights)
+      u, s, vt = np.linalg.svd(dense, full_matrices=False)
+    else:
+      u, s, vt = _subspace_svd(edges, weights, shape, dim, np.random.default_rng(seed))
     keep = min(dim, int((s > 1e-6 * max(s.max(initial=0.0), 1.0)).sum()))
     u, s, v = u[:, :keep], s[:keep], vt[:keep].T
     sign = np.sign(np.take_along_axis(u, np.abs(u).argmax(0)[None, :], 0)) if keep else 1.0
@@ -48,13 +77,86 @@ def spectral_encoding(graph: HeteroGraph, dim: int) -> dict[str, np.ndarray]:
   return {name: _stack(found, graph.num_nodes[name]) for name, found in columns.items()}
 
 
+def random_walk_encoding(graph: HeteroGraph, steps: int) -> dict[str, np.ndarray]:
+  """Probability that a walk is back where it began after 1, 2, ..., `steps` steps.
+
+  p_k[u] = (P^k)[u, u], P = D^-1 A on the homogenised graph: A[u, v] counts the edges of all
+  relations between u and v in either direction. Computed as row u of S^i times row u of S^j with
+  i + j = k and S = D^-1/2 A D^-1/2 (symmetric, same diagonal): steps / 2 exact products.
+
+  Args:
+    graph: any size; time grows as steps x N x E, or steps x N^3 where N^2 fits into 16 M cells.
+    steps: 1 or more.
+  Returns:
+    {node type: [N_t, steps] float32}; zeros for a node without edges.
+  Source: arXiv 2110.07875.
+  """
+  if steps < 1:
+    raise InputError(f"random_walk_encoding got steps={steps}: give 1 or more")
+  heads, tails, values = _normalised(graph)
+  count = graph.node_offsets[-1]
+  indptr = np.searchsorted(heads, np.arange(count + 1))
+  dense = None
+  if count * count <= CELLS:
+    dense = np.zeros((count, count))
+    np.add.at(dense, (heads, tails), values)
+  out = np.zeros((count, steps))
+  # Columns of a chunk are its nodes: gathering an edge's row then reads memory in a row.
+  chunk = max(1, CELLS // max(count, len(heads), 1))
+  for begin in range(0, count, chunk):
+    here = np.arange(begin, min(begin + chunk, count))
+    last = np.zeros((count, len(here)))
+    last[here, here - begin] = 1
+    for k in range(1, steps + 1, 2):
+      walked = dense @ last if dense is not None else _rows_sum(indptr, tails, values, last)
+      out[here, k - 1] = (last * walked).sum(0)  # i = (k - 1) / 2, j = i + 1
+      if k < steps:
+        out[here, k] = np.square(walked).sum(0)
+      last = walked
+  return _by_type(graph, out)
+
+
+def laplacian_encoding(graph: HeteroGraph, dim: int) -> dict[str, np.ndarray]:
+  """Eigenvectors of the smallest non-zero eigenvalues of the homogenised graph's Laplacian.
+
+  L = I - D^-1/2 A D^-1/2, A as in `random_walk_encoding`. The zero eigenvalues (one per connected
+  component) are left out. The first entry whose magnitude is within 1e-6 of the largest is
+  positive. Where eigenvalues are equal, the vectors are one basis of several, the same on one
+  machine: models should not read a meaning into single entries.
+
+  Args:
+    graph: of at most 4,096 real nodes.
+    dim: number of eigenvectors.
+  Returns:
+    {node type: [N_t, dim] float32}; columns beyond what there is are 0.
+  Raises:
+    InputError: too many nodes.
+  Source: arXiv 2003.00982.
+  """
+  count = graph.node_offsets[-1]
+  heads, tails, values = _normalised(graph)
+  used = np.unique(heads)  # nodes without edges are components of their own: zeros
+  if len(used) > DENSE_NODES:
+    raise InputError(
+        f"laplacian_encoding decomposes at most {DENSE_NODES} nodes, the graph has {len(used)}: "
+        "use random_walk_encoding or spectral_encoding"
+    )
+  laplacian = np.eye(len(used))
+  np.add.at(laplacian, (np.searchsorted(used, heads), np.searchsorted(used, tails)), -values)
+  eigenvalues, vectors = np.linalg.eigh(laplacian)
+  vectors = vectors[:, eigenvalues > 1e-8][:, :dim]
+  out = np.zeros((count, dim))
+  out[used, : vectors.shape[1]] = vectors * _signs(vectors)
+  return _by_type(graph, out)
+
+
 def with_similar(
     graph: HeteroGraph, node_type: str, k: int, *, relation: str = "similar"
 ) -> HeteroGraph:
   """Adds (node_type, relation, node_type): each node hears from the k nodes most like it.
 
-  Likeness is the mean, over every relation r that the type takes part in and each side of it, of the
-  cosine between two nodes' rows of the (weighted) adjacency: the normalised number of metapaths
+  Likeness is the mean, over every relation r that the type takes part in and each side of it, of
+  the cosine between two nodes' rows of the (weighted) adjacency: the normalised number of metapaths
   u -r-> . <-r- v, in the spirit of PathSim (Sun et al., VLDB 2011). Labels play no part. The edge
   feature is the likeness, in [0, 1] for positive weights.
 
@@ -67,8 +169,7 @@ def with_similar(
   profiles = []
   for name in graph.schema.edge_types:
     edges = graph.edges[name]
-    weight = np.ones(len(edges.senders)) if edges.features is None else edges.features[:, 0]
-    senders, receivers = np.asarray(edges.senders), np.asarray(edges.receivers)
+    senders, receivers, weight = _weighted(edges)
     for side, rows, columns, width in (
         (0, senders, receivers, graph.num_nodes[name[2]]),
         (2, receivers, senders, graph.num_nodes[name[0]]),
@@ -78,6 +179,8 @@ def with_similar(
         np.add.at(dense, (rows, columns), weight)
         norm = np.linalg.norm(dense, axis=1, keepdims=True)
         profiles.append(dense / np.where(norm > 0, norm, 1))
+  if not profiles:
+    return graph.with_edges((node_type, relation, node_type), [], [], np.zeros((0, 1)))
   profile = np.concatenate(profiles, 1) / np.sqrt(len(profiles))
   senders, receivers, likeness = [], [], []
   for begin in range(0, count, 4096):
@@ -96,7 +199,7 @@ def with_similar(
 
 
 def append_features(graph: HeteroGraph, extra: dict[str, np.ndarray]) -> HeteroGraph:
-  """A copy whose node features have `extra` columns appended, each standardised over its node type."""
+  """A copy whose nodes have `extra` feature columns, each standardised over its node type."""
   import dataclasses
 
   nodes, widths = {}, []
@@ -111,6 +214,70 @@ def append_features(graph: HeteroGraph, extra: dict[str, np.ndarray]) -> HeteroG
     widths.append(0 if node_set.features is None else node_set.features.shape[1])
   schema = dataclasses.replace(graph.schema, feature_dims=tuple(widths))
   return graph.replace(nodes=nodes, schema=schema)
+
+
+def _weighted(edges: EdgeSet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """(senders, receivers, weights) without padding; the weight is the first feature, or 1."""
+  count = int(edges.indptr[-1])
+  senders, receivers = np.asarray(edges.senders)[:count], np.asarray(edges.receivers)[:count]
+  weights = np.ones(count) if edges.features is None else np.asarray(edges.features)[:count, 0]
+  return senders, receivers, weights
+
+
+def _rows_sum(indptr, ids, weights, x: np.ndarray) -> np.ndarray:
+  """[N, F] sum over the entries e of CSR row n of weights[e] x[ids[e]]."""
+  out = np.zeros((len(indptr) - 1, x.shape[1]))
+  filled = np.flatnonzero(np.diff(indptr))
+  if len(filled):
+    out[filled] = np.add.reduceat(x[ids] * weights[:, None], indptr[filled], axis=0)
+  return out
+
+
+def _subspace_svd(edges: EdgeSet, weights, shape, dim: int, rng: np.random.Generator):
+  """The largest singular values and vectors of a relation's adjacency, from its edges alone."""
+  senders = np.asarray(edges.senders)[: len(weights)]
+  order = np.asarray(edges.sender_order)[: len(weights)]
+  receivers = np.asarray(edges.receivers)[order]
+  to_source = lambda x: _rows_sum(np.asarray(edges.sender_indptr), receivers, weights[order], x)
+  to_target = lambda x: _rows_sum(np.asarray(edges.indptr), senders, weights, x)
+  basis = rng.standard_normal((shape[1], min(dim + 10, *shape)))
+  for _ in range(8):  # each turn sharpens the ratio of two singular values by its square
+    basis = np.linalg.qr(to_target(np.linalg.qr(to_source(basis))[0]))[0]
+  u, s, vt = np.linalg.svd(to_source(basis), full_matrices=False)
+  return u, s, vt @ basis.T
+
+
+def _normalised(graph: HeteroGraph) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """D^-1/2 A D^-1/2 of the homogenised graph, both directions of every edge: (head, tail, value).
+
+  Heads ascend; parallel edges stand side by side and add up.
+  """
+  heads, tails = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+  for name in graph.schema.edge_types:
+    senders, receivers, _ = _weighted(graph.edges[name])
+    senders = senders.astype(np.int64) + graph.rows(name[0])[0]
+    receivers = receivers.astype(np.int64) + graph.rows(name[2])[0]
+    heads += [receivers, senders]
+    tails += [senders, receivers]
+  heads, tails = np.concatenate(heads), np.concatenate(tails)
+  order = np.argsort(heads, kind="stable")
+  heads, tails = heads[order], tails[order]
+  degree = np.bincount(heads, minlength=graph.node_offsets[-1]).astype(float)
+  return heads, tails, 1.0 / np.sqrt(degree[heads] * degree[tails])
+
+
+def _signs(vectors: np.ndarray) -> np.ndarray:
+  """[K] signs that make the first of the (nearly) largest entries of each column positive."""
+  if not vectors.size:
+    return np.ones(vectors.shape[1])
+  size = np.abs(vectors)
+  first = (size >= size.max(0) * (1 - 1e-6)).argmax(0)
+  return np.sign(vectors[first, np.arange(vectors.shape[1])])
+
+
+def _by_type(graph: HeteroGraph, rows: np.ndarray) -> dict[str, np.ndarray]:
+  names = graph.schema.node_types
+  return {name: rows[slice(*graph.rows(name))].astype(np.float32) for name in names}
 
 
 def _stack(columns, rows: int) -> np.ndarray:
