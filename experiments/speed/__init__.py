@@ -1,0 +1,1 @@
+"""Speed beside peers: one script per operation, ratios out."""
