@@ -30,6 +30,12 @@ def parse_variant(variant: str, *, names: tuple[str, ...], options: dict) -> tup
   return name, settings
 
 
+def require(option: str, value: str, known) -> None:
+  """ValueError that lists the known values unless `value` is one of them."""
+  if value not in known:
+    raise ValueError(f"{option}={value} is unknown: choose from {', '.join(filter(None, known))}")
+
+
 def trainer(**train) -> ConfigDict:
   """Seeds, mesh and the `train` settings given; the trainer documents and defaults the others."""
   return ConfigDict({

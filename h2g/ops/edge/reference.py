@@ -7,18 +7,20 @@ import jax.numpy as jnp
 from h2g.ops.edge.index import EdgeIndex
 
 
-def edge_attention(q, k, v, index: EdgeIndex, *, bias, scale, clip, dropout_rate, dropout_key):
-  """Returns (out [N, H, E'], lse [N, H], weights [E, H]); see `api.edge_attention`."""
+def edge_attention(q, k, v, index: EdgeIndex, *, bias, scale, clip, keep, return_weights=True):
+  """Returns (out [N, H, F], lse [N, H], weights [E, H]); see `api.edge_attention`."""
+  del return_weights  # there anyway
   num = q.shape[0]
   real = is_edge(index)
-  qe = jnp.where(real[:, None, None], q[index.receivers], 0).astype(jnp.float32)
-  ke = jnp.where(real[:, None, None], k[index.senders], 0).astype(jnp.float32)
-  ve = jnp.where(real[:, None, None], v[index.senders], 0).astype(jnp.float32)
+  wide = jnp.float64 if q.dtype == jnp.float64 else jnp.float32  # float64 serves the tests
+  qe = jnp.where(real[:, None, None], q[index.receivers], 0).astype(wide)
+  ke = jnp.where(real[:, None, None], k[index.senders], 0).astype(wide)
+  ve = jnp.where(real[:, None, None], v[index.senders], 0).astype(wide)
   logits = scale * jnp.sum(qe * ke, axis=-1)
   if clip is not None:
     logits = jnp.clip(logits, -clip, clip)
   if bias is not None:
-    logits = logits + jnp.where(real[:, None], bias, 0).astype(jnp.float32)
+    logits = logits + jnp.where(real[:, None], bias, 0).astype(wide)
   logits = jnp.where(real[:, None], logits, -jnp.inf)
   segments = dict(segment_ids=index.receivers, num_segments=num, indices_are_sorted=False)
   top = jax.lax.stop_gradient(jax.ops.segment_max(logits, **segments))
@@ -26,35 +28,28 @@ def edge_attention(q, k, v, index: EdgeIndex, *, bias, scale, clip, dropout_rate
   exps = jnp.exp(logits - top[index.receivers])
   total = jax.ops.segment_sum(exps, **segments)
   weights = exps / jnp.where(total > 0, total, 1.0)[index.receivers]
-  kept = drop_weights(weights, dropout_rate, dropout_key)
-  out = jax.ops.segment_sum(kept[..., None] * ve, **segments)
+  used = weights if keep is None else weights * keep.astype(wide)
+  out = jax.ops.segment_sum(used[..., None] * ve, **segments)
   lse = jnp.where(total > 0, jnp.log(jnp.where(total > 0, total, 1.0)) + top, -jnp.inf)
   return out.astype(v.dtype), lse, weights
 
 
-def edge_sum(x, index: EdgeIndex, *, weights, mean):
-  """Returns [N, ...]; see `api.edge_sum`."""
+def edge_sum(x, index: EdgeIndex, *, weights):
+  """Returns [N, H, F] from x [M, H, F] and weights [E, H] or None; see `api.edge_sum`."""
   real = is_edge(index)
-  wide = (slice(None), *[None] * (x.ndim - 1))
-  xe = jnp.where(real[wide], x[index.senders], 0)
+  xe = jnp.where(real[:, None, None], x[index.senders], 0)
   if weights is not None:
-    w = jnp.where(real.reshape(-1, *[1] * (weights.ndim - 1)), weights, 0)
-    xe = xe * w.reshape(*w.shape, *[1] * (x.ndim - w.ndim))
-  num = index.indptr.shape[0] - 1
-  out = jax.ops.segment_sum(xe, index.receivers, num)
-  if mean:
-    out = out / jnp.maximum(jnp.diff(index.indptr), 1).astype(x.dtype)[wide]
-  return out
+    xe = xe * jnp.where(real[:, None], weights, 0)[..., None]
+  return jax.ops.segment_sum(xe, index.receivers, index.indptr.shape[0] - 1)
 
 
 def is_edge(index: EdgeIndex) -> Array:
   """[E] bool, False for padding."""
-  return jnp.arange(index.senders.shape[0]) < index.indptr[-1]
+  position = jnp.arange(index.senders.shape[0], dtype=index.indptr.dtype)
+  return position < index.indptr[-1]
 
 
-def drop_weights(weights: Array, rate: float, key: Array | None) -> Array:
-  """Inverted dropout of the weights [E, H]."""
-  if key is None or rate == 0.0:
-    return weights
-  keep = jax.random.bernoulli(key, 1.0 - rate, weights.shape)
-  return jnp.where(keep, weights / (1.0 - rate), 0.0)
+def kept(key: Array, rate: float, shape: tuple[int, ...]) -> Array:
+  """Inverted dropout as a factor: 0 with probability `rate`, else 1 / (1 - rate); float32."""
+  keep = jax.random.uniform(key, shape, jnp.float32) >= rate
+  return keep.astype(jnp.float32) / (1.0 - rate)

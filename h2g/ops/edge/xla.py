@@ -2,8 +2,8 @@
 
 Plan. A receiver's edges are cut into virtual rows of W edges (W static, R = N + E / W rows), so that
 every array has a static shape and nothing is scattered per edge: a virtual row gathers its W messages
-one after the other and adds them up on chip; R partial results, E / W of the edges, are then added per
-receiver. The backward pass does the same twice: by receiver for dq (and the logits' gradients, E x H
+one after the other and adds them up on chip; what R rows give is then added per receiver, a block of
+rows at a time. The backward pass does the same twice: by receiver for dq (and the logits' gradients, E x H
 scalars), by sender for dk and dv. No array of edges x features is allocated.
 
 Seeds that train together (`jax.vmap` over q, k, v with one index) become heads: rows of S * H heads
@@ -19,13 +19,14 @@ import jax.numpy as jnp
 
 from h2g.ops.edge.index import EdgeIndex
 
+BLOCK = 1024  # virtual rows at a time: bounds memory, and keeps a block's gathers in cache
 NEGATIVE = -1e30  # a logit no edge has: exp of its distance to any real one is 0, and never NaN
 
 
 class Rows(NamedTuple):
   """Edges of each owner (receiver or sender) cut into virtual rows.
 
-  owner: [R] row's owner, ascending; R - 1 surplus rows own nothing and are full of padding.
+  owner: [R] row's owner, ascending; surplus rows at the end hold no edge.
   position: [R, W] positions in the sorted edge list; clamped where there is no edge.
   real: [R, W] bool.
   first: [owners] first virtual row of each owner.
@@ -47,6 +48,7 @@ def virtual_rows(indptr: Array, num_edges: int) -> Rows:
   num = indptr.shape[0] - 1
   width = row_width(num_edges, num)
   total = num + num_edges // width
+  total = total if total <= BLOCK else -(-total // BLOCK) * BLOCK
   counts = -(-jnp.diff(indptr) // width)
   first = jnp.cumulative_sum(counts, include_initial=True)
   row = jnp.arange(total, dtype=indptr.dtype)
@@ -66,17 +68,36 @@ def _slot(rows: Rows, indptr: Array, owners: Array) -> Array:
   return jnp.clip(slot, 0, rows.position.size - 1)
 
 
+def _cut(x: Array) -> Array:
+  return x.reshape(-1, BLOCK, *x.shape[1:])
+
+
+def _in_blocks(function, *arrays: Array) -> Array:
+  """function(*arrays) over the leading axis of virtual rows, a block at a time."""
+  total = arrays[0].shape[0]
+  if total <= BLOCK:
+    return function(*arrays)
+  out = jax.lax.map(lambda block: function(*block), tuple(map(_cut, arrays)))
+  return out.reshape(total, *out.shape[2:])
+
+
+def _products(x: Array, y: Array, rows: Rows, ids: Array) -> Array:
+  """[R, W, H] = <x[owner], y[ids[:, j]]>: one inner product per edge and head."""
+
+  def block(owner, ids):
+    mine = x[owner]
+    return jnp.stack([jnp.sum(mine * y[ids[:, j]], -1) for j in range(ids.shape[1])], axis=1)
+
+  return _in_blocks(block, rows.owner, ids)
+
+
 def _add_rows(parts: Array, rows: Rows, num: int) -> Array:
   return jax.ops.segment_sum(parts, rows.owner, num, indices_are_sorted=True)
 
 
 def _logits(q, k, bias, index: EdgeIndex, rows: Rows, scale, clip):
   """(logits [R, W, H] with NEGATIVE where no edge is, inside [R, W, H] bool: not clipped)."""
-  queries = q[rows.owner]
-  senders = index.senders[rows.position]
-  raw = jnp.stack(
-      [jnp.sum(queries * k[senders[:, j]], -1) for j in range(senders.shape[1])], axis=1
-  ) * scale
+  raw = scale * _products(q, k, rows, index.senders[rows.position])
   inside = rows.real[..., None]
   logits = raw
   if clip is not None:
@@ -98,19 +119,31 @@ def _forward(scale, clip, q, k, v, bias, keep, index: EdgeIndex):
   total = _add_rows(weights.sum(1), rows, num)
   if keep is not None:
     weights = weights * jnp.where(rows.real[..., None], keep[rows.position], 0.0)
-  out = _add_rows(_weighted(weights, v, index.senders[rows.position], rows), rows, num)
+  out = _weighted_sum(weights, v, index.senders[rows.position], rows, num)
   seen = total > 0
   safe = jnp.where(seen, total, 1.0)
   return out / safe[..., None], jnp.where(seen, top + jnp.log(safe), -jnp.inf)
 
 
-def _weighted(weights: Array, x: Array, ids: Array, rows: Rows) -> Array:
-  """[R, H, D] = sum_j weights[:, j] x[ids[:, j]]; where no edge is, x is not read (it may be NaN)."""
-  parts = 0.0
-  for j in range(ids.shape[1]):
-    term = jnp.where(rows.real[:, j][:, None, None], x[ids[:, j]], 0.0)
-    parts = parts + weights[:, j, :, None] * term
-  return parts
+def _weighted_sum(weights: Array, x: Array, ids: Array, rows: Rows, num: int) -> Array:
+  """[num, H, D] = sum over an owner's edges of weights[r, j] x[ids[r, j]].
+
+  Where no edge is, x is not read (it may be NaN). Blocks are added into the result one by one.
+  """
+
+  def add(total, block):
+    owner, weights, ids, real = block
+    parts = 0.0
+    for j in range(ids.shape[1]):
+      term = jnp.where(real[:, j][:, None, None], x[ids[:, j]], 0.0)
+      parts = parts + weights[:, j, :, None] * term
+    return total.at[owner].add(parts, indices_are_sorted=True), None
+
+  total = jnp.zeros((num, *x.shape[1:]), x.dtype)
+  arrays = (rows.owner, weights, ids, rows.real)
+  if ids.shape[0] <= BLOCK:
+    return add(total, arrays)[0]
+  return jax.lax.scan(add, total, jax.tree.map(_cut, arrays))[0]
 
 
 def _backward(scale, clip, q, k, v, bias, keep, index: EdgeIndex, lse, d_out, delta):
@@ -121,10 +154,7 @@ def _backward(scale, clip, q, k, v, bias, keep, index: EdgeIndex, lse, d_out, de
   safe = jnp.where(jnp.isfinite(lse), lse, 0.0)
   weights = jnp.where(rows.real[..., None], jnp.exp(logits - safe[rows.owner][:, None, :]), 0.0)
   senders = index.senders[rows.position]
-  grads = d_out[rows.owner]
-  d_weights = jnp.stack(
-      [jnp.sum(grads * v[senders[:, j]], -1) for j in range(senders.shape[1])], axis=1
-  )
+  d_weights = _products(d_out, v, rows, senders)
   d_weights = jnp.where(rows.real[..., None], d_weights, 0.0)
   kept = weights
   if keep is not None:
@@ -132,7 +162,7 @@ def _backward(scale, clip, q, k, v, bias, keep, index: EdgeIndex, lse, d_out, de
     d_weights, kept = d_weights * factor, weights * factor
   d_logits = weights * (d_weights - delta[rows.owner][:, None, :])
   d_raw = jnp.where(inside, d_logits, 0.0) * scale
-  dq = _add_rows(_weighted(d_raw, k, senders, rows), rows, num)
+  dq = _weighted_sum(d_raw, k, senders, rows, num)
 
   # By sender: the logits' gradients and the weights, scalars per edge and head, are read back.
   heads = q.shape[1]
@@ -142,8 +172,8 @@ def _backward(scale, clip, q, k, v, bias, keep, index: EdgeIndex, lse, d_out, de
   receivers = index.receivers[edge]
   read = lambda x: x.reshape(-1, heads)[slot[edge]]
   count = k.shape[0]
-  dk = _add_rows(_weighted(read(d_raw), q, receivers, by_sender), by_sender, count)
-  dv = _add_rows(_weighted(read(kept), d_out, receivers, by_sender), by_sender, count)
+  dk = _weighted_sum(read(d_raw), q, receivers, by_sender, count)
+  dv = _weighted_sum(read(kept), d_out, receivers, by_sender, count)
   d_bias = None
   if bias is not None:
     real = jnp.arange(num_edges) < index.indptr[-1]
@@ -220,9 +250,67 @@ def _attend_bwd(scale, clip, saved, cotangents):
 attend.defvjp(_attend_fwd, _attend_bwd)
 
 
-def edge_attention(q, k, v, index: EdgeIndex, *, bias, scale, clip, keep):
-  """(out in v's dtype, lse); see `api.edge_attention`. keep: [E, H] or None."""
+def edge_attention(q, k, v, index: EdgeIndex, *, bias, scale, clip, keep, return_weights=False):
+  """(out in v's dtype, lse, None); see `api.edge_attention`. keep: [E, H] or None."""
+  if return_weights:
+    raise NotImplementedError("'xla' keeps no weights and cannot serve return_weights: use 'reference'")
   q32, k32, v32 = (x.astype(jnp.float32) for x in (q, k, v))
   bias = None if bias is None else bias.astype(jnp.float32)
   out, lse = attend(scale, clip, q32, k32, v32, bias, keep, index)
-  return out.astype(v.dtype), lse
+  return out.astype(v.dtype), lse, None
+
+
+def _sum_forward(scale, clip, x, weights, index: EdgeIndex):
+  del scale, clip
+  rows = virtual_rows(index.indptr, index.senders.shape[0])
+  factor = jnp.broadcast_to(rows.real[..., None], (*rows.real.shape, x.shape[1])).astype(x.dtype)
+  if weights is not None:
+    factor = jnp.where(rows.real[..., None], weights[rows.position], 0.0)
+  senders = index.senders[rows.position]
+  return _weighted_sum(factor, x, senders, rows, index.indptr.shape[0] - 1)
+
+
+def _sum_backward(scale, clip, x, weights, index: EdgeIndex, d_out):
+  """(dx, d_weights)."""
+  del scale, clip
+  num_edges, heads = index.senders.shape[0], x.shape[1]
+  by_sender = virtual_rows(index.sender_indptr, num_edges)
+  edge = index.sender_order[by_sender.position]
+  shape = (*edge.shape, heads)
+  factor = jnp.ones(shape, x.dtype) if weights is None else weights[edge]
+  factor = jnp.where(by_sender.real[..., None], factor, 0.0)
+  dx = _weighted_sum(factor, d_out, index.receivers[edge], by_sender, x.shape[0])
+  d_weights = None
+  if weights is not None:
+    rows = virtual_rows(index.indptr, num_edges)
+    parts = _products(d_out, x, rows, index.senders[rows.position])
+    slot = _slot(rows, index.indptr, index.receivers)
+    real = jnp.arange(num_edges) < index.indptr[-1]
+    d_weights = jnp.where(real[:, None], parts.reshape(-1, heads)[slot], 0.0)
+  return dx, d_weights
+
+
+_sum_forward = _seeds_as_heads(_sum_forward)
+_sum_backward = _seeds_as_heads(_sum_backward)
+
+
+@jax.custom_vjp
+def _sum(x, weights, index: EdgeIndex):
+  return _sum_forward(None, None, x, weights, index)
+
+
+def _sum_fwd(x, weights, index):
+  return _sum(x, weights, index), (x, weights, index)
+
+
+def _sum_bwd(saved, d_out):
+  x, weights, index = saved
+  return *_sum_backward(None, None, x, weights, index, d_out), None
+
+
+_sum.defvjp(_sum_fwd, _sum_bwd)
+
+
+def edge_sum(x, index: EdgeIndex, *, weights):
+  """[N, H, F] from x [M, H, F] float32 and weights [E, H] or None; see `api.edge_sum`."""
+  return _sum(x, None if weights is None else weights.astype(x.dtype), index)

@@ -1,0 +1,69 @@
+"""Typed linear maps: the contract for static and dynamic offsets, padding, refusals."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from h2g.ops.typed import typed_linear
+from tests.ops import contract
+
+OFFSETS = (0, 1, 1, 64, 257)
+
+
+def arrays(rows=257, seed=0):
+  rng = np.random.default_rng(seed)
+  return tuple(rng.normal(size=shape).astype(np.float32) for shape in ((rows, 5), (4, 5, 3), (4, 3)))
+
+
+def case_of(offsets):
+  def case(implementation, x, w, bias):
+    return typed_linear(x, w, offsets=offsets, bias=bias, implementation=implementation)
+
+  return case
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("offsets", [OFFSETS, np.array(OFFSETS, np.int32)], ids=["static", "dynamic"])
+def test_contract(offsets):
+  case = case_of(offsets if isinstance(offsets, tuple) else jnp.asarray(offsets))
+  contract.agrees(case, "xla", arrays())
+  contract.agrees(case, "xla", arrays(), dtype=jnp.bfloat16, grads=False)
+  contract.matches_finite_differences(case, "xla", arrays())
+  if isinstance(offsets, tuple):
+    contract.transforms(case, "xla", arrays())
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_rows_past_the_last_type_are_zeros_even_if_poisoned(dynamic):
+  x, w, bias = arrays(300)
+  clean = np.array(x)
+  clean[257:] = 0
+  x[257:] = np.nan
+  offsets = jnp.asarray(OFFSETS, jnp.int32) if dynamic else OFFSETS
+  case = case_of(offsets)
+  value, grads = contract.value_and_grads(lambda *a: case("xla", *a), x, w, bias)
+  np.testing.assert_array_equal(value[257:], 0)
+  wanted, wanted_grads = contract.value_and_grads(lambda *a: case("reference", *a), clean, w, bias)
+  np.testing.assert_allclose(value, wanted, atol=1e-5)
+  for got, want in zip(grads, wanted_grads):
+    np.testing.assert_allclose(got, want, atol=2e-4)
+
+
+def test_one_type_equals_the_untyped_map():
+  x, w, bias = arrays()
+  got = typed_linear(x, w[:1], offsets=(0, 257), bias=bias[:1])
+  np.testing.assert_allclose(got, x @ w[0] + bias[0], atol=1e-5)
+
+
+def test_refusals_name_the_shapes():
+  x, w, bias = arrays()
+  with pytest.raises(ValueError, match=r"with the same F"):
+    typed_linear(x[:, :3], w, offsets=OFFSETS)
+  with pytest.raises(ValueError, match="must ascend"):
+    typed_linear(x, w, offsets=(0, 9, 3, 64, 257))
+  with pytest.raises(ValueError, match="T \\+ 1 = 5 numbers from 0 to at most N = 257"):
+    typed_linear(x, w, offsets=(0, 1, 1, 64, 258))
+  with pytest.raises(ValueError, match=r"bias \(3, 3\) must be"):
+    typed_linear(x, w, offsets=OFFSETS, bias=bias[:3])
+  with pytest.raises(NotImplementedError, match="there are xla, reference"):
+    typed_linear(x, w, offsets=OFFSETS, implementation="mosaic_gpu")
