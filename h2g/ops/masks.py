@@ -24,9 +24,9 @@ from typing import Any
 from typing import NamedTuple
 
 import jax
+from jax import Array
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 EMPTY = 0
 PARTIAL = 1
@@ -55,6 +55,20 @@ class Blocks(NamedTuple):
     return len(self.q_lo), len(self.k_lo)
 
 
+class Corner(NamedTuple):
+  """A box of batch entries, heads, queries and keys: first index and length along each.
+
+  Attributes:
+    starts: (batch, head, query, key), Python ints or int32 scalars.
+    sizes: (batch, head, query, key), Python ints.
+    aligned: starts along queries and keys are multiples of the sizes.
+  """
+
+  starts: tuple[Any, Any, Any, Any]
+  sizes: tuple[int, int, int, int]
+  aligned: bool
+
+
 class Tile(NamedTuple):
   """Index arrays that broadcast against one another, and what is known about them.
 
@@ -63,16 +77,15 @@ class Tile(NamedTuple):
     key: int32 key positions.
     head: int32 query-head numbers.
     batch: int32 batch numbers.
-    corner: (first query, first key, number of queries, number of keys) where the tile is
-      contiguous and laid out as [lanes, 1, queries, keys]; lets array-valued masks slice instead
-      of gather. None where it is not.
+    corner: where the tile is a box laid out as [batch * heads, 1, queries, keys], that box; lets
+      array-valued masks slice instead of gather. None where it is not.
   """
 
   query: Array
   key: Array
   head: Array
   batch: Array
-  corner: tuple[Any, Any, int, int] | None = None
+  corner: Corner | None = None
 
 
 def _is_static(x) -> bool:
@@ -217,6 +230,10 @@ class Mask:
       jnp.arange(batch, dtype=jnp.int32)[:, None, None, None],
     )
     return jnp.broadcast_to(self.evaluate(tile), (batch, heads, num_queries, num_keys))
+
+  def gathers(self) -> bool:
+    """Whether evaluating without a `corner` costs a gather per pair of query and key."""
+    return any(m.gathers() for m in (getattr(self, n) for n in self.FIELDS) if isinstance(m, Mask))
 
   def block_table(
     self, num_queries: int, num_keys: int, block_q: int, block_k: int, *, static: bool = False
@@ -538,7 +555,7 @@ class Dense(Mask):
   def evaluate(self, tile):
     array = jnp.asarray(self.array)
     if tile.corner is not None:
-      return tile_of(array, tile)
+      return tile_of(array, tile.corner)
     ids = (tile.batch, tile.head, tile.query, tile.key)
     return array[tuple(jnp.zeros_like(i) if size == 1 else i for size, i in zip(array.shape, ids))]
 
@@ -562,6 +579,9 @@ class Dense(Mask):
     valid = jnp.asarray(self.array).any((1, 3))
     return jnp.broadcast_to(valid, (valid.shape[0], num_queries))
 
+  def gathers(self):
+    return True
+
   def axes(self):
     return [("b", "h", None, None)]
 
@@ -573,24 +593,18 @@ class Dense(Mask):
       )
 
 
-def tile_of(array: Array, tile: Tile) -> Array:
-  """The tile [lanes, 1, queries, keys] of [B|1, H|1, T|1, S|1]: a slice, then planes."""
-  q_start, k_start, q_size, k_size = tile.corner
-  starts = [0, 0, 0 if array.shape[2] == 1 else q_start, 0 if array.shape[3] == 1 else k_start]
-  sizes = [*array.shape[:2], min(q_size, array.shape[2]), min(k_size, array.shape[3])]
-  array = slice_at(array, starts, sizes)
-  if array.shape[:2] == (1, 1):
-    return array
-  lanes = jnp.reshape(
-    jnp.broadcast_to(tile.batch, jnp.broadcast_shapes(tile.batch.shape, tile.head.shape)), (-1,)
-  )
-  heads = jnp.reshape(
-    jnp.broadcast_to(tile.head, jnp.broadcast_shapes(tile.batch.shape, tile.head.shape)), (-1,)
-  )
-  zeros = jnp.zeros_like(lanes)
-  return array[zeros if array.shape[0] == 1 else lanes, zeros if array.shape[1] == 1 else heads][
-    :, None
-  ]
+def tile_of(array: Array, corner: Corner) -> Array:
+  """The box [batch * heads, 1, queries, keys] of an array [B|1, H|1, T|1, S|1], by one slice.
+
+  Axes of length 1 stay so, except that batch entries and heads are repeated where only one varies.
+  """
+  starts = [0 if n == 1 else start for n, start in zip(array.shape, corner.starts)]
+  box = slice_at(array, starts, [min(n, size) for n, size in zip(array.shape, corner.sizes)])
+  entries, heads, *rest = box.shape
+  if entries * heads > 1:
+    entries, heads = corner.sizes[:2]
+    box = jnp.broadcast_to(box, (entries, heads, *rest))
+  return jnp.reshape(box, (entries * heads, 1, *rest))
 
 
 def slice_at(array: Array, starts, sizes) -> Array:
@@ -634,26 +648,16 @@ class BlockTable(Mask):
 
   def evaluate(self, tile):
     table = jnp.asarray(self.table)
-    if tile.corner is not None and not (
-      tile.corner[2] % self.block_q or tile.corner[3] % self.block_k
-    ):
-      # Tiles start at multiples of their size here, so a tile is a whole number of blocks.
-      q_start, k_start, q_size, k_size = tile.corner
-      if not any(
-        isinstance(s, int) and s % b for s, b in ((q_start, self.block_q), (k_start, self.block_k))
-      ):
-        small = tile_of(
-          table,
-          tile._replace(
-            corner=(
-              q_start // self.block_q,
-              k_start // self.block_k,
-              q_size // self.block_q,
-              k_size // self.block_k,
-            )
-          ),
+    blocks = (1, 1, self.block_q, self.block_k)
+    if tile.corner is not None and tile.corner.aligned:
+      starts, sizes, _ = tile.corner
+      if not any(n % b for n, b in zip(sizes, blocks)):
+        coarse = Corner(
+          tuple(start // b for start, b in zip(starts, blocks)),
+          tuple(n // b for n, b in zip(sizes, blocks)),
+          True,
         )
-        return jnp.repeat(jnp.repeat(small, self.block_q, 2), self.block_k, 3)
+        return jnp.repeat(jnp.repeat(tile_of(table, coarse), self.block_q, 2), self.block_k, 3)
     ids = (tile.batch, tile.head, tile.query // self.block_q, tile.key // self.block_k)
     return table[
       tuple(
@@ -668,6 +672,9 @@ class BlockTable(Mask):
     xp = np if _is_static(self.table) else jnp
     table = xp.where(xp.asarray(self.table), np.int8(FULL), np.int8(EMPTY))
     return _pooled(table, self.block_q, self.block_k, blocks)
+
+  def gathers(self):
+    return True
 
   def axes(self):
     return [("b", "h", None, None)]

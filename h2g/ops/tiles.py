@@ -1,16 +1,17 @@
 """Mathematics of one tile, written once: XLA loops and kernels call the same functions.
 
-Functions here take and return arrays only, know nothing about memory or grids, and are tested alone.
+Functions here take and return arrays only, know nothing about memory or grids, and are tested
+alone.
 """
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
 from jax import Array
+import jax.numpy as jnp
 
 
 class SoftmaxState(NamedTuple):
-  """A softmax-weighted sum in progress (online form, arXiv 1805.02867 alg. 3, arXiv 2205.14135 alg. 1).
+  """A softmax-weighted sum in progress (arXiv 1805.02867 alg. 3, arXiv 2205.14135 alg. 1).
 
   Attributes:
     acc: [.., queries, E] sum of exp(logits - largest) v so far.
@@ -35,18 +36,22 @@ def finite_or_zero(x: Array) -> Array:
   return jnp.where(x == -jnp.inf, jnp.zeros_like(x), x)
 
 
-def softmax_step(state: SoftmaxState, logits: Array, weigh) -> SoftmaxState:
+def softmax_step(state: SoftmaxState | None, logits: Array, weigh) -> SoftmaxState:
   """Adds one tile of logits.
 
   Args:
-    state: so far.
+    state: so far; None where this is the first tile.
     logits: [.., queries, keys]; -inf where masked.
-    weigh: function from exp(logits - largest) [.., queries, keys] to its product with v [.., queries, E];
-      dropout goes in there, since it must not touch `total`.
+    weigh: function from exp(logits - largest) [.., queries, keys] to its product with v [..,
+      queries, E]; dropout goes in there, since it must not touch `total`.
   """
-  largest = jnp.maximum(state.largest, logits.max(-1))
+  largest = logits.max(-1)
+  if state is not None:
+    largest = jnp.maximum(state.largest, largest)
   safe = finite_or_zero(largest)
   exps = jnp.exp(logits - safe[..., None])
+  if state is None:
+    return SoftmaxState(weigh(exps), largest, exps.sum(-1))
   decay = jnp.exp(state.largest - safe)
   acc = state.acc * decay[..., None] + weigh(exps)
   return SoftmaxState(acc, largest, state.total * decay + exps.sum(-1))
@@ -57,9 +62,11 @@ def softmax_finish(state: SoftmaxState, sink: Array | None = None) -> tuple[Arra
 
   Args:
     state: all tiles seen.
-    sink: logit of a key without value that takes part in the sum, broadcastable to `total`; None for none.
+    sink: logit of a key without value that takes part in the sum, broadcastable to `total`; None
+      for none.
   Returns:
-    (output [.., queries, E], log-sum-exp [.., queries]); zeros and -inf (or the sink) where nothing was seen.
+    (output [.., queries, E], log-sum-exp [.., queries]); zeros and -inf (or the sink) where
+    nothing was seen.
   """
   acc, largest, total = state
   if sink is not None:
@@ -84,7 +91,9 @@ def mix32(x: Array) -> Array:
   return x ^ (x >> jnp.uint32(16))
 
 
-def dropout_keep(seed: Array, batch: Array, head: Array, query: Array, key: Array, *, rate: float) -> Array:
+def dropout_keep(
+  seed: Array, batch: Array, head: Array, query: Array, key: Array, *, rate: float
+) -> Array:
   """Which weights survive dropout, from their position alone: equal for every tiling and sharding.
 
   Args:

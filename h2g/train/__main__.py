@@ -16,8 +16,8 @@ import difflib
 import importlib
 import importlib.util
 import os
-import sys
 from pathlib import Path
+import sys
 from typing import Any
 from typing import NamedTuple
 
@@ -192,13 +192,15 @@ def _fail(error: object, status: int) -> int:
   return status
 
 
-def _quiet_about_failed_saves(unraisable) -> None:
-  """The native threads of a failed save complain one by one; the save raises its own error."""
-  if str(unraisable.exc_value) != "Event loop is closed":
+def _quiet_about_checkpoints(unraisable) -> None:
+  """The tasks of a failed save or restore complain one by one; it raises its own error."""
+  code = getattr(unraisable.object, "cr_code", None)
+  of_orbax = code is not None and "orbax" in code.co_filename
+  if not of_orbax and str(unraisable.exc_value) != "Event loop is closed":
     sys.__unraisablehook__(unraisable)
 
 
 if __name__ == "__main__":
-  sys.unraisablehook = _quiet_about_failed_saves
+  sys.unraisablehook = _quiet_about_checkpoints
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
   sys.exit(main(sys.argv))

@@ -7,9 +7,9 @@ the position of the data). So every checkpoint holds the best so far, which can 
 
 import dataclasses
 import logging
+from pathlib import Path
 import shutil
 import time
-from pathlib import Path
 from typing import Any
 
 import jax

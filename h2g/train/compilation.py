@@ -3,11 +3,11 @@
 import contextlib
 import hashlib
 import os
+from pathlib import Path
 import platform
 import time
 import warnings
 import zlib
-from pathlib import Path
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache

@@ -1,7 +1,7 @@
 """What the trainer asks of an experiment: functions over pytrees, nothing else."""
 
-import dataclasses
 from collections.abc import Callable
+import dataclasses
 from pathlib import Path
 from typing import Any
 from typing import NamedTuple
@@ -40,9 +40,9 @@ class Experiment:
   evaluate: `(params, rest, batch) -> stats`: a pytree of arrays that add up over batches.
   summarise: `stats of one seed (NumPy, summed in float64) -> {name: float}`.
   report: `(stats of each seed, workdir)`: task-specific pictures, called once at the end.
-  maximise: False where a smaller metric is better (a loss, an error).
-  select: name of the summary that chooses the best step; None: `val/<metric>`. For a metric with many
-    ties, such as accuracy on few nodes, one that breaks them.
+  select: name of the summary that chooses the best step; None: `val/<metric>`. For a metric with
+    many ties, such as accuracy on few nodes, one that breaks them.
+  maximise: False where a smaller value of it is better (a loss, an error).
   """
 
   dataset: str
@@ -55,5 +55,10 @@ class Experiment:
   evaluate: Callable[[Any, Any, Batch], Any]
   summarise: Callable[[Any], dict[str, float]]
   report: Callable[[list[Any], Path], None] | None = None
-  maximise: bool = True
   select: str | None = None
+  maximise: bool = True
+
+  @property
+  def selection(self) -> str:
+    """Name of the summary that chooses the best step."""
+    return self.select or f"val/{self.metric}"

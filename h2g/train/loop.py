@@ -2,13 +2,13 @@
 
 import collections
 import contextlib
-import time
 from pathlib import Path
+import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
+import numpy as np
 
 from h2g.errors import InputError
 from h2g.train import plots
@@ -273,12 +273,13 @@ class Trainer:
     return [jax.tree.map(lambda leaf, i=i: leaf[i], total) for i in range(count)]
 
   def _summarise(self, stats) -> dict[str, float]:
-    metrics = self._experiment.summarise(stats)
-    for split in ("val", "test"):
-      if (name := f"{split}/{self._experiment.metric}") not in metrics:
+    experiment = self._experiment
+    metrics = experiment.summarise(stats)
+    for name in (f"val/{experiment.metric}", f"test/{experiment.metric}", experiment.selection):
+      if name not in metrics:
         raise InputError(
-            f"the selection metric {self._experiment.metric!r} needs {name!r}, and summarise "
-            f"returns {', '.join(metrics)}: choose one of these"
+            f"the metric {experiment.metric!r} needs {name!r}, and summarise returns "
+            f"{', '.join(metrics)}: choose one of these"
         )
     return metrics
 
@@ -287,7 +288,7 @@ class Trainer:
 
     Of equal values the first stays.
     """
-    name = self._experiment.select or f"val/{self._experiment.metric}"
+    name = self._experiment.selection
     sign = 1 if self._experiment.maximise else -1
     improved = np.zeros(len(found), bool)
     for i, metrics in enumerate(found):

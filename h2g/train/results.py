@@ -1,7 +1,7 @@
 """results.json: what a finished run found, and with what."""
 
-import platform
 from importlib import metadata
+import platform
 from typing import Any
 from typing import NamedTuple
 
@@ -47,6 +47,7 @@ def results(
       "val": val,
       "val_mean": float(np.mean(val)),
       "seeds": [seed.seed for seed in found],
+      "selected_by": experiment.selection,
       "best_step": [seed.best_step for seed in found],
       "metrics": [seed.metrics for seed in found],
       "steps": steps,

@@ -6,11 +6,11 @@ import re
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AxisType
 from jax.sharding import Mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
+import numpy as np
 
 from h2g.errors import InputError
 from h2g.train.experiment import Batch

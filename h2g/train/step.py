@@ -4,17 +4,17 @@ S seeds train side by side: every leaf of the state but `step` has a leading axi
 experiment's functions, written for one seed, are mapped over it.
 """
 
+from collections.abc import Callable
 import functools
 import hashlib
-from collections.abc import Callable
 from typing import Any
 from typing import NamedTuple
 
 import jax
+from jax import Array
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import Array
 
 from h2g.train.experiment import Batch
 from h2g.train.experiment import Experiment

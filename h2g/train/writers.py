@@ -3,10 +3,10 @@
 import contextlib
 import json
 import os
+from pathlib import Path
 import socket
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import jax

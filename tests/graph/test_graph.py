@@ -14,8 +14,8 @@ from h2g.errors import InputError
 from h2g.graph import from_jraph
 from h2g.graph import from_networkx
 from h2g.graph import from_pyg
-from h2g.graph import hgt_sample
 from h2g.graph import HeteroGraph
+from h2g.graph import hgt_sample
 from h2g.graph import neighbor_sample
 from h2g.graph import to_jraph
 from h2g.graph import to_networkx

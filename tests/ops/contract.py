@@ -7,10 +7,10 @@ A case is a function of float arrays, the same for all implementations:
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
-import jax.numpy as jnp
 import numpy as np
 
 Case = Callable[..., jax.Array]

@@ -1,11 +1,11 @@
 """Masks: the predicate, the algebra, and block tables that never say EMPTY or FULL wrongly."""
 
 import hypothesis
+from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import strategies as st
 
 from h2g.ops import masks
 

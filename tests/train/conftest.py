@@ -1,8 +1,8 @@
 """Runs that several tests look at."""
 
 import os
-import sys
 from pathlib import Path
+import sys
 
 import pytest
 

@@ -1,9 +1,9 @@
 """The same run on other devices: the same curve, parameters where the rules put them."""
 
 import jax
+from jax.sharding import PartitionSpec
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
 from train_problems import blobs
 from train_problems import harness
 

@@ -1,5 +1,6 @@
 """A whole run: its files, its numbers, its best, its seeds, its shapes."""
 
+import dataclasses
 import json
 
 import jax
@@ -63,6 +64,28 @@ def test_each_seed_is_tested_at_its_own_first_best_validation(finished):
     assert found["val"][i] == max(val)
     assert found["test"][i] == best["test/accuracy"][i]
   assert len(set(found["best_step"])) > 1  # or this test would not tell one best from another
+
+
+def test_the_best_step_is_chosen_by_another_summary_where_asked(finished, tmp_path):
+  """Here the smallest: the same run, another choice."""
+  config = harness.get_config()
+  config.train.compilation_cache = ""
+  plain = blobs.build(config)
+
+  def summarise(stats):
+    found = plain.summarise(stats)
+    return found | {"val/rough": round(found["val/accuracy"], 1)}
+
+  asked = dataclasses.replace(plain, summarise=summarise, select="val/rough", maximise=False)
+  found = train.run(asked, config, tmp_path / "run", bar=False)
+  evaluated = [row for row in harness.rows(tmp_path / "run") if "val/rough" in row]
+  for i in range(3):
+    rough = [row["val/rough"][i] for row in evaluated]
+    best = evaluated[int(np.argmin(rough))]
+    assert found["best_step"][i] == best["step"]
+    assert found["test"][i] == best["test/accuracy"][i]
+  assert found["selected_by"] == "val/rough"
+  assert harness.results(finished["full"])["selected_by"] == "val/accuracy"
 
 
 def test_the_best_models_can_be_read_back(finished):

@@ -3,9 +3,9 @@
 import importlib.util
 import json
 import os
+from pathlib import Path
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 
