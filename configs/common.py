@@ -1,4 +1,5 @@
-"""What every config shares: parsing of the variant, and the trainer's settings with their defaults."""
+"""What every config shares: parsing of the variant, and the trainer's settings with their
+defaults."""
 
 from ml_collections import ConfigDict
 
@@ -7,7 +8,8 @@ def parse_variant(variant: str, *, names: tuple[str, ...], options: dict) -> tup
   """Splits `name,key=value,...` into the leading name and the options.
 
   Args:
-    variant: what stands after the colon of `--config configs/x.py:VARIANT`; the name may be left out.
+    variant: what stands after the colon of `--config configs/x.py:VARIANT`; the name may be left
+      out.
     names: allowed names; the first is the default.
     options: allowed keys with their defaults; a value takes its default's type.
   Returns:
@@ -24,8 +26,8 @@ def parse_variant(variant: str, *, names: tuple[str, ...], options: dict) -> tup
       name = part
     else:
       raise ValueError(
-          f"unknown variant {part!r} in {variant!r}: first a name, one of {', '.join(names)}; then "
-          f"options, of {', '.join(f'{key}=...' for key in options)}"
+        f"unknown variant {part!r} in {variant!r}: first a name, one of {', '.join(names)}; then "
+        f"options, of {', '.join(f'{key}=...' for key in options)}"
       )
   return name, settings
 
@@ -38,10 +40,12 @@ def require(option: str, value: str, known) -> None:
 
 def trainer(**train) -> ConfigDict:
   """Seeds, mesh and the `train` settings given; the trainer documents and defaults the others."""
-  return ConfigDict({
+  return ConfigDict(
+    {
       "seed": 0,
       "num_seeds": 1,
       "train": train,
       "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
       "sharding_rules": (),
-  })
+    }
+  )

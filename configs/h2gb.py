@@ -21,32 +21,32 @@ from configs import common
 NAMES = ("celegans", "sampled", "tiny", "full")
 OPTIONS = {"model": "h2g_former", "label": "role", "molecules": "nodes", "ablation": ""}
 ABLATIONS = {
-    "": {},
-    "labels": {"label_embedding": False},
-    "relations": {"key_weights": False, "value_weights": False},
-    "ffn": {"typed_ffn": False},
+  "": {},
+  "labels": {"label_embedding": False},
+  "relations": {"key_weights": False, "value_weights": False},
+  "ffn": {"typed_ffn": False},
 }
 # Settings chosen on the validation parts of role, ten seeds.
 MODELS = {
-    "h2g_former": {
-        "dim": 64,
-        "num_layers": 2,
-        "num_heads": 8,
-        "dropout_rate": 0.3,
-        "input_dropout": 0.2,
-        "value_weights": True,
-        "edge_bias": True,
-        "specialise": 8.0,
-    },
-    "mlp": {"dim": 64, "num_layers": 2, "dropout_rate": 0.5},
-    "gcn": {"dim": 64, "num_layers": 2, "dropout_rate": 0.5},
-    "hgt": {"dim": 64, "num_layers": 2, "num_heads": 8, "dropout_rate": 0.2},
+  "h2g_former": {
+    "dim": 64,
+    "num_layers": 2,
+    "num_heads": 8,
+    "dropout_rate": 0.3,
+    "input_dropout": 0.2,
+    "value_weights": True,
+    "edge_bias": True,
+    "specialise": 8.0,
+  },
+  "mlp": {"dim": 64, "num_layers": 2, "dropout_rate": 0.5},
+  "gcn": {"dim": 64, "num_layers": 2, "dropout_rate": 0.5},
+  "hgt": {"dim": 64, "num_layers": 2, "num_heads": 8, "dropout_rate": 0.2},
 }
 PUBLISHED = {
-    "h2g_former": {"dim": 256, "num_layers": 3, "num_heads": 8, "dropout_rate": 0.2},
-    "mlp": {"dim": 256, "num_layers": 3, "dropout_rate": 0.2},
-    "gcn": {"dim": 256, "num_layers": 3, "dropout_rate": 0.2},
-    "hgt": {"dim": 256, "num_layers": 3, "num_heads": 8, "dropout_rate": 0.2},
+  "h2g_former": {"dim": 256, "num_layers": 3, "num_heads": 8, "dropout_rate": 0.2},
+  "mlp": {"dim": 256, "num_layers": 3, "dropout_rate": 0.2},
+  "gcn": {"dim": 256, "num_layers": 3, "dropout_rate": 0.2},
+  "hgt": {"dim": 256, "num_layers": 3, "num_heads": 8, "dropout_rate": 0.2},
 }
 
 
@@ -59,22 +59,23 @@ def get_config(variant: str = "celegans") -> ConfigDict:
     raise ValueError(f"ablation={options['ablation']} needs model=h2g_former")
 
   config = common.trainer(
-      steps=120,
-      eval_every=5,
-      checkpoint_every=40,
-      steps_per_call=5,
-      seeds_together=True,
-      optimizer="adamw",
-      schedule="cosine",
-      lr=3e-3,
-      warmup=10,
-      weight_decay=1e-3,
-      clip_norm=1.0,
+    steps=120,
+    eval_every=5,
+    checkpoint_every=40,
+    steps_per_call=5,
+    seeds_together=True,
+    optimizer="adamw",
+    schedule="cosine",
+    lr=3e-3,
+    warmup=10,
+    weight_decay=1e-3,
+    clip_norm=1.0,
   )
   config.experiment = "h2gb"
   config.metric = "accuracy"
   config.num_seeds = 10
-  config.data = ConfigDict({
+  config.data = ConfigDict(
+    {
       "name": "celegans",
       "path": "",  # of an own graph (h2g.graph.save_npz), instead of the name
       "options": {"label": options["label"], "molecules": options["molecules"]},
@@ -85,9 +86,11 @@ def get_config(variant: str = "celegans") -> ConfigDict:
       "degree_encoding": True,
       "spectral_encoding": 8,
       "split": (0.6, 0.2, 0.2),
-  })
+    }
+  )
   config.labels = ConfigDict({"mask_rate": 0.7, "own_label_visible": False, "smoothing": 0.1})
-  config.sample = ConfigDict({
+  config.sample = ConfigDict(
+    {
       "method": "",  # "hgt" or "neighbor"; "" trains on the whole graph
       "fanouts": (64, 64),
       "batch_size": 32,
@@ -95,12 +98,15 @@ def get_config(variant: str = "celegans") -> ConfigDict:
       "max_buckets": 3,
       "evaluate": "sampled",  # or "full", on the whole graph
       "eval_batches": 0,  # at most; 0 visits every validation and test node
-  })
-  config.model = ConfigDict({
+    }
+  )
+  config.model = ConfigDict(
+    {
       "name": options["model"],
       **(PUBLISHED if name == "full" else MODELS)[options["model"]],
       **ABLATIONS[options["ablation"]],
-  })
+    }
+  )
 
   if name == "tiny":
     config.num_seeds = 2
@@ -114,7 +120,7 @@ def get_config(variant: str = "celegans") -> ConfigDict:
   if name == "full":
     # 500 epochs of 256 batches, 32 of them a step; evaluated every 4 epochs on 256 batches.
     config.train.update(
-        steps=4000, eval_every=32, checkpoint_every=32, lr=5e-4, warmup=40, weight_decay=1e-5
+      steps=4000, eval_every=32, checkpoint_every=32, lr=5e-4, warmup=40, weight_decay=1e-5
     )
     config.sample.update(fanouts=(256,) * 4, batch_size=32, subgraphs=32, eval_batches=256)
     config.data.update(similar=0, degree_encoding=False, spectral_encoding=0, symmetric=())

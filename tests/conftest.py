@@ -2,7 +2,9 @@
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch beside XLA in one process: see docs on timing
+os.environ.setdefault(
+  "OMP_WAIT_POLICY", "PASSIVE"
+)  # torch beside XLA in one process: see docs on timing
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 flags = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in flags:
@@ -20,7 +22,9 @@ def data_dir():
   """Folder of the external data sets, or a skip with the reason."""
   import pathlib
 
-  root = pathlib.Path(os.environ.get("H2G_DATA", pathlib.Path(__file__).parents[2] / "shared" / "data"))
+  root = pathlib.Path(
+    os.environ.get("H2G_DATA", pathlib.Path(__file__).parents[2] / "shared" / "data")
+  )
   if not root.is_dir():
     pytest.skip(f"external data not found at {root}: set H2G_DATA to the folder that holds it")
   return root

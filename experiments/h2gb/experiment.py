@@ -49,9 +49,9 @@ def build(config) -> Experiment:
   model = pure(model_factory(config.model, graph))
   num_classes = graph.schema.num_classes
   hide = functools.partial(
-      split_labels,
-      rate=config.labels.mask_rate,
-      own_label_visible=config.labels.own_label_visible,
+    split_labels,
+    rate=config.labels.mask_rate,
+    own_label_visible=config.labels.own_label_visible,
   )
 
   def loss_of_one(params, rest, shared, task: Task, key: Array):
@@ -92,8 +92,8 @@ def build(config) -> Experiment:
     for split, counted, scores in zip(("val", "test"), predicted, logits):
       labels = graph.target_labels
       stats[split] = {
-          "confusion": confusion(labels, scores.argmax(-1), counted, num_classes),
-          "nll": cross_entropy(scores, labels, counted) * counted.sum(),
+        "confusion": confusion(labels, scores.argmax(-1), counted, num_classes),
+        "nll": cross_entropy(scores, labels, counted) * counted.sum(),
       }
     return stats
 
@@ -105,17 +105,17 @@ def build(config) -> Experiment:
 
   train_batches, eval_batches = batches(graph, config)
   return Experiment(
-      dataset=data.title(config.data),
-      model=config.model.name,
-      metric=config.metric,
-      init=model.init,
-      loss=loss,
-      train_batches=train_batches,
-      eval_batches=eval_batches,
-      evaluate=evaluate,
-      summarise=functools.partial(summarise, metric=config.metric),
-      select="val/selection",
-      report=functools.partial(report, class_names=graph.schema.class_names),
+    dataset=data.title(config.data),
+    model=config.model.name,
+    metric=config.metric,
+    init=model.init,
+    loss=loss,
+    train_batches=train_batches,
+    eval_batches=eval_batches,
+    evaluate=evaluate,
+    summarise=functools.partial(summarise, metric=config.metric),
+    select="val/selection",
+    report=functools.partial(report, class_names=graph.schema.class_names),
   )
 
 
@@ -128,7 +128,9 @@ def model_factory(config, graph: HeteroGraph) -> Callable[[nnx.Rngs], nnx.Module
   signature = inspect.signature(make.__init__ if isinstance(make, type) else make)
   known = set(signature.parameters) - {"self", "schema", "rngs"}
   if unknown := sorted(set(settings) - known):
-    raise InputError(f"config.model.{unknown[0]} is no setting of {config.name}; it has {sorted(known)}")
+    raise InputError(
+      f"config.model.{unknown[0]} is no setting of {config.name}; it has {sorted(known)}"
+    )
   return lambda rngs: make(graph.schema, **settings, rngs=rngs)
 
 
@@ -148,8 +150,8 @@ def confusion(labels: Array, predictions: Array, counted: Array, num_classes: in
 def summarise(stats, *, metric: str) -> dict[str, float]:
   """Metrics of one seed from its summed statistics.
 
-  accuracy, macro_f1, nll (and f1 of class 1 of two) of val and test; val/selection is the validation
-  metric, ties broken by the smaller nll: few validation nodes tie often.
+  accuracy, macro_f1, nll (and f1 of class 1 of two) of val and test; val/selection is the
+  validation metric, ties broken by the smaller nll: few validation nodes tie often.
   """
   metrics = {}
   for split, values in stats.items():
@@ -170,7 +172,9 @@ def summarise(stats, *, metric: str) -> dict[str, float]:
 
 def batches(graph: HeteroGraph, config):
   """(train_batches, eval_batches): the resident whole graph, or streams of sampled subgraphs."""
-  splits = functools.partial(data.stratified_split, graph.target_labels, fractions=config.data.split)
+  splits = functools.partial(
+    data.stratified_split, graph.target_labels, fractions=config.data.split
+  )
   whole = graph.with_incoming()
 
   def resident(seeds: tuple[int, ...]) -> Batch:

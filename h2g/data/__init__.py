@@ -25,9 +25,9 @@ def prepare(config) -> HeteroGraph:
 
   Args:
     config: `name` of a data set with its `options`, or `path` of an own graph (see
-      `h2g.graph.load_npz`); `reverses`: add reverse relations; `symmetric`: relations that need none;
-      `self_loops`; `degree_encoding` and `spectral_encoding` (dimensions, 0 for none): structural
-      features appended to the node features;
+      `h2g.graph.load_npz`); `reverses`: add reverse relations; `symmetric`: relations that need
+      none; `self_loops`; `degree_encoding` and `spectral_encoding` (dimensions, 0 for none):
+      structural features appended to the node features;
       `similar`: edges from the k nodes most alike into each node of the target type (0 for none).
   """
   if config.path:

@@ -1,11 +1,12 @@
-"""C. elegans: the wiring of a whole animal, heterogeneous and heterophilic. Embedded in the package.
+"""C. elegans: the wiring of a whole animal, heterogeneous and heterophilic. Embedded in the
+package.
 
-302 neurons, 95 body-wall muscles, 31 cells of the pharynx, 22 others, joined by chemical synapses, gap
-junctions (electrical), and the extrasynaptic reach of monoamines and neuropeptides; a fifth node type
-holds the receptors and peptides that neurons express.
+302 neurons, 95 body-wall muscles, 31 cells of the pharynx, 22 others, joined by chemical synapses,
+gap junctions (electrical), and the extrasynaptic reach of monoamines and neuropeptides; a fifth
+node type holds the receptors and peptides that neurons express.
 
-Sources: Cook et al., Nature 571 (2019); Bentley et al., PLoS Comput. Biol. 12 (2016). Licence: MIT, see
-`celegans_files/NOTICE.md`.
+Sources: Cook et al., Nature 571 (2019); Bentley et al., PLoS Comput. Biol. 12 (2016). Licence:
+MIT, see `celegans_files/NOTICE.md`.
 """
 
 from collections import defaultdict
@@ -22,16 +23,16 @@ from h2g.graph import HeteroGraph
 
 FILES = Path(__file__).parent / "celegans_files"
 SHA256 = {
-    "Bentley_et_al_2016_expression.csv": "3197c240a4df32107b01f670c62d12642242c4555cfca19cb4b6979127bb517d",
-    "edgelist_MA.csv": "5a206a6743479f4ae11eb82456378051c5d9aeb56ea5c1f82b121671c7fa2aa3",
-    "edgelist_NP.csv": "bec5f0c9526db1523ed73fb6a8b386de95d48a2fd5eae75a9a4889758102389b",
-    "herm_full_edgelist.csv": "142693f17556148d7f962835b18ac6dd5af18b7467eef61815ebc1dd5474c0ca",
-    "owmeta_cache.json": "064374a0fba18a6f0661a005032144ce91f46973722e1f07bccabaf2f56e6ed0",
+  "Bentley_et_al_2016_expression.csv": "3197c240a4df32107b01f670c62d12642242c4555cfca19cb4b6979127bb517d",  # noqa: E501
+  "edgelist_MA.csv": "5a206a6743479f4ae11eb82456378051c5d9aeb56ea5c1f82b121671c7fa2aa3",
+  "edgelist_NP.csv": "bec5f0c9526db1523ed73fb6a8b386de95d48a2fd5eae75a9a4889758102389b",
+  "herm_full_edgelist.csv": "142693f17556148d7f962835b18ac6dd5af18b7467eef61815ebc1dd5474c0ca",
+  "owmeta_cache.json": "064374a0fba18a6f0661a005032144ce91f46973722e1f07bccabaf2f56e6ed0",
 }
 ROLES = ("sensory", "interneuron", "motor")
 LABELS = {
-    "role": (*ROLES, "several"),
-    "transmitter": ("acetylcholine", "glutamate", "GABA", "monoamine or other"),
+  "role": (*ROLES, "several"),
+  "transmitter": ("acetylcholine", "glutamate", "GABA", "monoamine or other"),
 }
 MOLECULES = ("nodes", "features", "none")
 CELLS = ("neuron", "muscle", "pharynx", "other")
@@ -40,14 +41,15 @@ PHARYNX = re.compile(r"(pm|mc)\d")
 
 
 def load(
-    label: str = "role", *, molecules: str = "nodes", strict: bool = True, files: Path = FILES
+  label: str = "role", *, molecules: str = "nodes", strict: bool = True, files: Path = FILES
 ) -> HeteroGraph:
   """The worm as a HeteroGraph; `neuron` carries the labels.
 
-  Node types: neuron, muscle, pharynx, other (and molecule). Relations, one edge type for each pair of
-  cell types that they join: chemical, electrical (weight: number of synapses), monoamine, peptide
-  (weight: number of transmitter-receptor pairs), and expresses (neuron to molecule, weight 1). The
-  edge feature is log(1 + weight). Electrical edges are listed in both directions by the source.
+  Node types: neuron, muscle, pharynx, other (and molecule). Relations, one edge type for each pair
+  of cell types that they join: chemical, electrical (weight: number of synapses), monoamine,
+  peptide (weight: number of transmitter-receptor pairs), and expresses (neuron to molecule, weight
+  1). The edge feature is log(1 + weight). Electrical edges are listed in both directions by the
+  source.
 
   Args:
     label: "role" (sensory, interneuron, motor, several; 300 of 302 neurons) or "transmitter"
@@ -58,9 +60,9 @@ def load(
       table's Neurotransmitter rows, which hold the label itself, are never read.)
     files: folder of the original tables.
   Returns:
-    HeteroGraph without reverses or splits. Neuron features: for `role` the transmitters (multi-hot),
-    for `transmitter` the roles (multi-hot), then the molecules where they are features. Other cells
-    are featureless; a molecule's features say receptor or peptide.
+    HeteroGraph without reverses or splits. Neuron features: for `role` the transmitters
+    (multi-hot), for `transmitter` the roles (multi-hot), then the molecules where they are
+    features. Other cells are featureless; a molecule's features say receptor or peptide.
   Raises:
     InputError: unknown option; a file is missing or its content has changed.
   """
@@ -105,16 +107,18 @@ def load(
     edges[source_type, kind, target_type].append((u, v, weight))
   if molecules == "nodes":
     at = {molecule: i for i, molecule in enumerate(kinds)}
-    nodes["molecule"] = {"features": _multi_hot([{kind} for kind, _ in kinds], ("Receptor", "Neuropeptide"))}
+    nodes["molecule"] = {
+      "features": _multi_hot([{kind} for kind, _ in kinds], ("Receptor", "Neuropeptide"))
+    }
     edges["neuron", "expresses", "molecule"] = [
-        (i, at[molecule], 1.0) for i, name in enumerate(order) for molecule in sorted(expressed[name])
+      (i, at[molecule], 1.0) for i, name in enumerate(order) for molecule in sorted(expressed[name])
     ]
   arrays = {}
   for name, found in sorted(edges.items()):
     senders, receivers, weight = zip(*found)
     arrays[name] = (np.array(senders), np.array(receivers), np.log1p(np.array(weight)))
   return HeteroGraph.from_arrays(
-      nodes=nodes, edges=arrays, target="neuron", class_names=LABELS[label]
+    nodes=nodes, edges=arrays, target="neuron", class_names=LABELS[label]
   )
 
 

@@ -25,14 +25,14 @@ class SampledBatches:
     graph: the whole graph, on the host.
     splits: `splits(seed=) -> {"train", "val", "test"}` masks.
     config: `method` "hgt" or "neighbor"; `fanouts`, nodes drawn per type and iteration (hgt) or
-      neighbours per relation and hop; `batch_size` seed nodes per subgraph; `subgraphs` per step, over
-      which the loss is averaged; `max_buckets` shapes; `eval_batches` at most (0: all nodes).
+      neighbours per relation and hop; `batch_size` seed nodes per subgraph; `subgraphs` per step,
+      over which the loss is averaged; `max_buckets` shapes; `eval_batches` at most (0: all nodes).
   """
 
   def __init__(self, graph: HeteroGraph, splits: Callable[..., dict[str, np.ndarray]], config):
     if config.method not in METHODS:
       raise InputError(
-          f"config.sample.method={config.method!r} is unknown: choose from {', '.join(METHODS)}"
+        f"config.sample.method={config.method!r} is unknown: choose from {', '.join(METHODS)}"
       )
     if config.batch_size < 1 or config.subgraphs < 1:
       raise InputError("config.sample.batch_size and config.sample.subgraphs must be 1 or more")
@@ -41,7 +41,9 @@ class SampledBatches:
     self._size = min(config.batch_size, target)
     rng = np.random.default_rng(0)
     probe = Sampler(graph)
-    probes = [self._sample(probe, rng.choice(target, self._size, False), rng) for _ in range(PROBES)]
+    probes = [
+      self._sample(probe, rng.choice(target, self._size, False), rng) for _ in range(PROBES)
+    ]
     ladder = padding.bucket_ladder(probes, max_buckets=max(1, config.max_buckets - 1))
     # The last rung is for the batch that is larger than any probe.
     double = lambda sizes: tuple(2 * size for size in sizes)
@@ -91,7 +93,9 @@ class SampledBatches:
     draw = sampler.hgt if self._config.method == "hgt" else sampler.neighbor
     return draw(nodes, list(self._config.fanouts), rng)
 
-  def _stack(self, sampled: list[tuple[HeteroGraph, int]], num_seeds: int) -> tuple[Any, np.ndarray]:
+  def _stack(
+    self, sampled: list[tuple[HeteroGraph, int]], num_seeds: int
+  ) -> tuple[Any, np.ndarray]:
     """All graphs in the smallest bucket that holds each of them; leaves [seeds, subgraphs, ...]."""
     buckets = [padding.choose_bucket(self.ladder, graph) for graph, _ in sampled]
     bucket = max(buckets, key=self.ladder.index)
@@ -109,7 +113,8 @@ def _order(ids: bytes, seed: int, epoch: int) -> np.ndarray:
 
 
 def _nodes_of(ids: np.ndarray, size: int, at: int, seed: int) -> np.ndarray:
-  """The `at`-th batch of `size` nodes when every epoch is a fresh shuffle; the remainder is dropped."""
+  """The `at`-th batch of `size` nodes when every epoch is a fresh shuffle; the remainder is
+  dropped."""
   per_epoch = max(1, len(ids) // size)
   order = _order(ids.astype(np.int64).tobytes(), seed, at // per_epoch)
   begin = at % per_epoch * size

@@ -45,26 +45,26 @@ def to_jraph(graph: HeteroGraph):
   first = lambda name: graph.rows(name)[0]
   ends = zip(edge_sets, schema.edge_types)
   senders, receivers = zip(
-      (np.zeros(0, np.int32),) * 2,
-      *((edges.senders + first(e[0]), edges.receivers + first(e[2])) for edges, e in ends),
+    (np.zeros(0, np.int32),) * 2,
+    *((edges.senders + first(e[0]), edges.receivers + first(e[2])) for edges, e in ends),
   )
   return jraph.GraphsTuple(
-      nodes={
-          "type": _numbered(graph.num_nodes.values()),
-          "features": _stacked([nodes.features for nodes in node_sets], graph.num_nodes.values()),
-          "labels": labels,
-          "ids": np.concatenate([np.asarray(nodes.ids) for nodes in node_sets]),
-          "splits": splits,
-      },
-      edges={
-          "type": _numbered(counts),
-          "features": _stacked([edges.features for edges in edge_sets], counts),
-      },
-      senders=np.concatenate(senders).astype(np.int32),
-      receivers=np.concatenate(receivers).astype(np.int32),
-      n_node=np.array([len(labels)], np.int32),
-      n_edge=np.array([sum(counts)], np.int32),
-      globals=None,
+    nodes={
+      "type": _numbered(graph.num_nodes.values()),
+      "features": _stacked([nodes.features for nodes in node_sets], graph.num_nodes.values()),
+      "labels": labels,
+      "ids": np.concatenate([np.asarray(nodes.ids) for nodes in node_sets]),
+      "splits": splits,
+    },
+    edges={
+      "type": _numbered(counts),
+      "features": _stacked([edges.features for edges in edge_sets], counts),
+    },
+    senders=np.concatenate(senders).astype(np.int32),
+    receivers=np.concatenate(receivers).astype(np.int32),
+    n_node=np.array([len(labels)], np.int32),
+    n_edge=np.array([sum(counts)], np.int32),
+    globals=None,
   )
 
 
@@ -114,12 +114,12 @@ def from_jraph(graphs, schema: Schema) -> HeteroGraph:
     edge_fields[name] = (*found, np.asarray(edges["features"])[at, :width] if width else None)
   target = node_type == schema.node_types.index(schema.target)
   graph = HeteroGraph.from_arrays(
-      nodes=node_fields,
-      edges=edge_fields,
-      target=schema.target,
-      num_classes=schema.num_classes,
-      class_names=schema.class_names,
-      splits={name: np.asarray(mask)[target] for name, mask in nodes.get("splits", {}).items()},
+    nodes=node_fields,
+    edges=edge_fields,
+    target=schema.target,
+    num_classes=schema.num_classes,
+    class_names=schema.class_names,
+    splits={name: np.asarray(mask)[target] for name, mask in nodes.get("splits", {}).items()},
   )
   if ids:
     graph = graph.replace(nodes={name: n.replace(ids=ids[name]) for name, n in graph.nodes.items()})
@@ -157,11 +157,11 @@ def to_networkx(graph: HeteroGraph):
 
 
 def from_networkx(
-    graph,
-    *,
-    target: str | None = None,
-    num_classes: int | None = None,
-    class_names: tuple[str, ...] | None = None,
+  graph,
+  *,
+  target: str | None = None,
+  num_classes: int | None = None,
+  class_names: tuple[str, ...] | None = None,
 ) -> HeteroGraph:
   """The typed graph of a networkx graph of any kind.
 
@@ -207,22 +207,22 @@ def from_networkx(
   for name, found in listed.items():
     ends = np.array([edge[:2] for edge in found], np.int64).reshape(-1, 2).T
     features = _features(
-        f"edge type {name}", [edge[2] for edge in found], _width_of(schema, "edge", name)
+      f"edge type {name}", [edge[2] for edge in found], _width_of(schema, "edge", name)
     )
     edges[name] = (*ends, features)
   names = graph.graph.get("splits") or sorted(
-      {split for f in members.get(target, ()) for split in f.get("splits", ())}
+    {split for f in members.get(target, ()) for split in f.get("splits", ())}
   )
   return HeteroGraph.from_arrays(
-      nodes=nodes,
-      edges=edges,
-      target=target,
-      num_classes=num_classes,
-      class_names=class_names,
-      splits={
-          split: np.array([split in f.get("splits", ()) for f in members[target]], bool)
-          for split in names
-      },
+    nodes=nodes,
+    edges=edges,
+    target=target,
+    num_classes=num_classes,
+    class_names=class_names,
+    splits={
+      split: np.array([split in f.get("splits", ()) for f in members[target]], bool)
+      for split in names
+    },
   )
 
 
@@ -238,28 +238,26 @@ def to_pyg(graph: HeteroGraph) -> dict[str, dict]:
   nodes = [(name, graph.nodes[name]) for name in graph.schema.node_types]
   edges = [(name, graph.edges[name]) for name in graph.schema.edge_types]
   return {
-      "x_dict": {name: np.asarray(n.features) for name, n in nodes if n.features is not None},
-      "edge_index_dict": {
-          name: np.stack([e.senders, e.receivers]).astype(np.int64) for name, e in edges
-      },
-      "edge_attr_dict": {
-          name: np.asarray(e.features) for name, e in edges if e.features is not None
-      },
-      "y_dict": {name: np.asarray(n.labels, np.int64) for name, n in nodes if n.labels is not None},
-      "num_nodes_dict": dict(graph.num_nodes),
-      **{
-          f"{name}_mask_dict": {graph.schema.target: np.asarray(mask)}
-          for name, mask in graph.splits.items()
-      },
+    "x_dict": {name: np.asarray(n.features) for name, n in nodes if n.features is not None},
+    "edge_index_dict": {
+      name: np.stack([e.senders, e.receivers]).astype(np.int64) for name, e in edges
+    },
+    "edge_attr_dict": {name: np.asarray(e.features) for name, e in edges if e.features is not None},
+    "y_dict": {name: np.asarray(n.labels, np.int64) for name, n in nodes if n.labels is not None},
+    "num_nodes_dict": dict(graph.num_nodes),
+    **{
+      f"{name}_mask_dict": {graph.schema.target: np.asarray(mask)}
+      for name, mask in graph.splits.items()
+    },
   }
 
 
 def from_pyg(
-    data,
-    *,
-    target: str | None = None,
-    num_classes: int | None = None,
-    class_names: tuple[str, ...] | None = None,
+  data,
+  *,
+  target: str | None = None,
+  num_classes: int | None = None,
+  class_names: tuple[str, ...] | None = None,
 ) -> HeteroGraph:
   """The graph of PyG-style dictionaries, or of a `HeteroData`-like object.
 
@@ -286,9 +284,9 @@ def from_pyg(
   nodes = {}
   for name in names:
     fields = {
-        "num_nodes": part("num_nodes_dict").get(name),
-        "features": _array(part("x_dict").get(name)),
-        "labels": _array(y.get(name)),
+      "num_nodes": part("num_nodes_dict").get(name),
+      "features": _array(part("x_dict").get(name)),
+      "labels": _array(y.get(name)),
     }
     if fields["labels"] is not None:
       fields["labels"] = fields["labels"].reshape(len(fields["labels"]), -1)[:, 0]
@@ -306,12 +304,12 @@ def from_pyg(
     if str(key).endswith("_mask_dict") and target in masks:
       splits[key.removesuffix("_mask_dict")] = _array(masks[target])
   return HeteroGraph.from_arrays(
-      nodes=nodes,
-      edges=edges,
-      target=target,
-      num_classes=num_classes,
-      class_names=class_names,
-      splits=splits,
+    nodes=nodes,
+    edges=edges,
+    target=target,
+    num_classes=num_classes,
+    class_names=class_names,
+    splits=splits,
   )
 
 
@@ -321,7 +319,7 @@ def _dictionaries(data) -> dict[str, dict]:
     node_types, edge_types = list(data.node_types), [tuple(name) for name in data.edge_types]
   except AttributeError as error:
     raise InputError(
-        f"a {type(data).__name__} has no node_types and edge_types: give HeteroData or a dictionary"
+      f"a {type(data).__name__} has no node_types and edge_types: give HeteroData or a dictionary"
     ) from error
   out: dict[str, dict] = {"x_dict": {}, "y_dict": {}, "num_nodes_dict": {}}
   for name in node_types:
@@ -377,7 +375,7 @@ def _types(what: str, given, bound: int) -> np.ndarray:
   bad = np.flatnonzero((given < 0) | (given >= bound))
   if len(bad):
     raise InputError(
-        f"type of {what} {bad[0]} is {given[bad[0]]}, the schema has {bound} {what} types"
+      f"type of {what} {bad[0]} is {given[bad[0]]}, the schema has {bound} {what} types"
     )
   return given
 
@@ -397,7 +395,7 @@ def _features(what: str, found: list[Mapping], width: int) -> np.ndarray | None:
     return np.zeros((0, width), np.float32) if width and not found else None
   if len(have) < len(found) or len({x.shape for x in have}) > 1:
     raise InputError(
-        f"{len(have)} of {len(found)} members of {what} have features, of shapes "
-        f"{sorted({x.shape for x in have})}: give all or none, of one width"
+      f"{len(have)} of {len(found)} members of {what} have features, of shapes "
+      f"{sorted({x.shape for x in have})}: give all or none, of one width"
     )
   return np.stack(have)

@@ -37,7 +37,7 @@ def degree_encoding(graph: HeteroGraph, *, weighted: bool = False) -> dict[str, 
 
 
 def spectral_encoding(
-    graph: HeteroGraph, dim: int, *, log_weights: bool = False, seed: int = 0
+  graph: HeteroGraph, dim: int, *, log_weights: bool = False, seed: int = 0
 ) -> dict[str, np.ndarray]:
   """Singular vectors of each relation's adjacency, both sides, scaled by the root of the value.
 
@@ -138,8 +138,8 @@ def laplacian_encoding(graph: HeteroGraph, dim: int) -> dict[str, np.ndarray]:
   used = np.unique(heads)  # nodes without edges are components of their own: zeros
   if len(used) > DENSE_NODES:
     raise InputError(
-        f"laplacian_encoding decomposes at most {DENSE_NODES} nodes, the graph has {len(used)}: "
-        "use random_walk_encoding or spectral_encoding"
+      f"laplacian_encoding decomposes at most {DENSE_NODES} nodes, the graph has {len(used)}: "
+      "use random_walk_encoding or spectral_encoding"
     )
   laplacian = np.eye(len(used))
   np.add.at(laplacian, (np.searchsorted(used, heads), np.searchsorted(used, tails)), -values)
@@ -151,7 +151,7 @@ def laplacian_encoding(graph: HeteroGraph, dim: int) -> dict[str, np.ndarray]:
 
 
 def with_similar(
-    graph: HeteroGraph, node_type: str, k: int, *, relation: str = "similar"
+  graph: HeteroGraph, node_type: str, k: int, *, relation: str = "similar"
 ) -> HeteroGraph:
   """Adds (node_type, relation, node_type): each node hears from the k nodes most like it.
 
@@ -171,8 +171,8 @@ def with_similar(
     edges = graph.edges[name]
     senders, receivers, weight = _weighted(edges)
     for side, rows, columns, width in (
-        (0, senders, receivers, graph.num_nodes[name[2]]),
-        (2, receivers, senders, graph.num_nodes[name[0]]),
+      (0, senders, receivers, graph.num_nodes[name[2]]),
+      (2, receivers, senders, graph.num_nodes[name[0]]),
     ):
       if name[side] == node_type:
         dense = np.zeros((count, width), np.float32)
@@ -194,7 +194,7 @@ def with_similar(
     receivers.append(row + begin)
     likeness.append(found[row, column])
   return graph.with_edges(
-      (node_type, relation, node_type), *map(np.concatenate, (senders, receivers, likeness))
+    (node_type, relation, node_type), *map(np.concatenate, (senders, receivers, likeness))
   )
 
 

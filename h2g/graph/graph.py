@@ -129,22 +129,22 @@ class HeteroGraph(_Replace):
 
   @classmethod
   def from_arrays(
-      cls,
-      *,
-      nodes: Mapping[str, Mapping[str, Any]],
-      edges: Mapping[EdgeType, Any],
-      target: str,
-      num_classes: int | None = None,
-      class_names: tuple[str, ...] | None = None,
-      splits: Mapping[str, Any] | None = None,
+    cls,
+    *,
+    nodes: Mapping[str, Mapping[str, Any]],
+    edges: Mapping[EdgeType, Any],
+    target: str,
+    num_classes: int | None = None,
+    class_names: tuple[str, ...] | None = None,
+    splits: Mapping[str, Any] | None = None,
   ) -> "HeteroGraph":
     """Builds and validates a graph from plain arrays.
 
     Args:
-      nodes: {type: {"features": [N_t, F], "labels": [N_t] integers (-1 unlabelled), "num_nodes": int}},
-        each optional as long as the number of nodes follows from one of them.
-      edges: {(source, relation, target): [2, E] array, or (senders, receivers), or (senders, receivers,
-        features [E, F] or [E])}.
+      nodes: {type: {"features": [N_t, F], "labels": [N_t] integers (-1 unlabelled), "num_nodes":
+        int}}, each optional as long as the number of nodes follows from one of them.
+      edges: {(source, relation, target): [2, E] array, or (senders, receivers), or (senders,
+        receivers, features [E, F] or [E])}.
       target: node type that carries the labels.
       num_classes: by default the largest label + 1.
       class_names: by default "0", "1", ...
@@ -167,13 +167,13 @@ class HeteroGraph(_Replace):
       raise InputError(f"{len(class_names)} class names for {num_classes} classes: give one each")
     edge_sets = {tuple(name): _edge_set(name, given, node_sets) for name, given in edges.items()}
     schema = Schema(
-        node_types=tuple(node_sets),
-        edge_types=tuple(edge_sets),
-        target=target,
-        num_classes=num_classes,
-        feature_dims=tuple(_width(nodes.features) for nodes in node_sets.values()),
-        edge_feature_dims=tuple(_width(edges.features) for edges in edge_sets.values()),
-        class_names=class_names,
+      node_types=tuple(node_sets),
+      edge_types=tuple(edge_sets),
+      target=target,
+      num_classes=num_classes,
+      feature_dims=tuple(_width(nodes.features) for nodes in node_sets.values()),
+      edge_feature_dims=tuple(_width(edges.features) for edges in edge_sets.values()),
+      class_names=class_names,
     )
     graph = cls(node_sets, edge_sets, {}, None, schema)
     return graph.with_splits(splits or {})
@@ -234,11 +234,11 @@ class HeteroGraph(_Replace):
       receivers.append(np.asarray(edges.receivers[:count]) + self.rows(name[2])[0])
     empty = np.zeros(0, np.int64)
     index = build_edge_index(
-        np.concatenate([empty, *senders]),
-        np.concatenate([empty, *receivers]),
-        self.message_offsets[-1],
-        self.node_offsets[-1],
-        capacity=capacity,
+      np.concatenate([empty, *senders]),
+      np.concatenate([empty, *receivers]),
+      self.message_offsets[-1],
+      self.node_offsets[-1],
+      capacity=capacity,
     )
     # Padded edge sets leave gaps in the numbering of the concatenated edges.
     counts = [int(self.edges[name].indptr[-1]) for name in self.schema.edge_types]
@@ -288,8 +288,8 @@ class HeteroGraph(_Replace):
       mask = np.asarray(mask)
       if mask.shape != (count,) or mask.dtype != bool:
         raise InputError(
-            f"split {name!r} is {mask.dtype}{list(mask.shape)}: give bool[{count}], one per "
-            f"{self.schema.target}"
+          f"split {name!r} is {mask.dtype}{list(mask.shape)}: give bool[{count}], one per "
+          f"{self.schema.target}"
         )
       checked[name] = mask
     return self.replace(splits=checked)
@@ -301,9 +301,9 @@ class HeteroGraph(_Replace):
   def _rebuild(self, edges) -> "HeteroGraph":
     edge_sets = {name: _edge_set(name, given, self.nodes) for name, given in edges.items()}
     schema = dataclasses.replace(
-        self.schema,
-        edge_types=tuple(edge_sets),
-        edge_feature_dims=tuple(_width(edges.features) for edges in edge_sets.values()),
+      self.schema,
+      edge_types=tuple(edge_sets),
+      edge_feature_dims=tuple(_width(edges.features) for edges in edge_sets.values()),
     )
     return self.replace(edges=edge_sets, schema=schema, incoming=None)
 
@@ -340,10 +340,14 @@ def _finite(what: str, features, rows: int | None) -> np.ndarray:
   features = np.asarray(features)
   if features.ndim == 1:
     features = features[:, None]
-  if features.ndim != 2 or not (
-      np.issubdtype(features.dtype, np.number) or features.dtype == bool
-  ) or np.iscomplexobj(features):
-    raise InputError(f"features of {what} are {features.dtype}{list(features.shape)}: give float [rows, F]")
+  if (
+    features.ndim != 2
+    or not (np.issubdtype(features.dtype, np.number) or features.dtype == bool)
+    or np.iscomplexobj(features)
+  ):
+    raise InputError(
+      f"features of {what} are {features.dtype}{list(features.shape)}: give float [rows, F]"
+    )
   if rows is not None and len(features) != rows:
     raise InputError(f"features of {what} have {len(features)} rows, {rows} are expected")
   with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf, and is named below
@@ -352,8 +356,8 @@ def _finite(what: str, features, rows: int | None) -> np.ndarray:
   if len(bad):
     row, column = bad[0]
     raise InputError(
-        f"features of {what} are not finite: row {row}, column {column} is {features[row, column]}"
-        f" ({len(bad)} such values); replace or drop them"
+      f"features of {what} are not finite: row {row}, column {column} is {features[row, column]}"
+      f" ({len(bad)} such values); replace or drop them"
     )
   return features
 
@@ -361,7 +365,9 @@ def _finite(what: str, features, rows: int | None) -> np.ndarray:
 def _node_set(name: str, fields: Mapping[str, Any]) -> NodeSet:
   unknown = set(fields) - {"features", "labels", "num_nodes"}
   if unknown:
-    raise InputError(f"node type {name!r} has unknown fields {sorted(unknown)}: use features, labels, num_nodes")
+    raise InputError(
+      f"node type {name!r} has unknown fields {sorted(unknown)}: use features, labels, num_nodes"
+    )
   features, labels, count = (fields.get(key) for key in ("features", "labels", "num_nodes"))
   if count is None:
     source = features if features is not None else labels
@@ -377,13 +383,14 @@ def _node_set(name: str, fields: Mapping[str, Any]) -> NodeSet:
     labels = np.asarray(labels)
     if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
       raise InputError(
-          f"labels of node type {name!r} are {labels.dtype}{list(labels.shape)}: give integers [{count}]"
+        f"labels of node type {name!r} are {labels.dtype}{list(labels.shape)}: give integers "
+        f"[{count}]"
       )
     bad = np.flatnonzero((labels < -(2**31)) | (labels >= 2**31))  # would wrap around below
     if len(bad):
       raise InputError(
-          f"label {labels[bad[0]]} of {name!r} node {bad[0]} does not fit into 32 bits: number the "
-          "classes from 0 (-1 means unlabelled)"
+        f"label {labels[bad[0]]} of {name!r} node {bad[0]} does not fit into 32 bits: number the "
+        "classes from 0 (-1 means unlabelled)"
       )
     labels = labels.astype(np.int32)
   return NodeSet(np.arange(count, dtype=np.int32), np.ones(count, bool), features, labels)
@@ -393,17 +400,22 @@ def _check_labels(target: str, labels: np.ndarray, num_classes: int) -> None:
   bad = np.flatnonzero((labels < -1) | (labels >= num_classes))
   if len(bad):
     raise InputError(
-        f"label {labels[bad[0]]} of {target!r} node {bad[0]} is outside the classes 0..{num_classes - 1}"
-        " (-1 means unlabelled)"
+      f"label {labels[bad[0]]} of {target!r} node {bad[0]} is outside the classes "
+      f"0..{num_classes - 1}"
+      " (-1 means unlabelled)"
     )
 
 
 def _edge_set(name, given, nodes: Mapping[str, NodeSet]) -> EdgeSet:
-  if not (isinstance(name, tuple) and len(name) == 3 and all(isinstance(part, str) for part in name)):
+  if not (
+    isinstance(name, tuple) and len(name) == 3 and all(isinstance(part, str) for part in name)
+  ):
     raise InputError(f"edge type {name!r} must be (source, relation, target)")
   for end in (name[0], name[2]):
     if end not in nodes:
-      raise InputError(f"edge type {name} names node type {end!r}; the graph has {', '.join(nodes)}")
+      raise InputError(
+        f"edge type {name} names node type {end!r}; the graph has {', '.join(nodes)}"
+      )
   # The third row of an array is no features: an array is [2, E] or a mistake (transposed, say).
   shape = getattr(given, "shape", None)
   if shape is not None and (len(shape) != 2 or shape[0] != 2):
@@ -412,8 +424,8 @@ def _edge_set(name, given, nodes: Mapping[str, NodeSet]) -> EdgeSet:
     found = "" if hasattr(given, "__len__") and len(given) in (2, 3) else f" are {given!r:.40}"
   if found:
     raise InputError(
-        f"edges of {name}{found}: give [2, E], or (senders, receivers), each integers [E], or with "
-        "features a third"
+      f"edges of {name}{found}: give [2, E], or (senders, receivers), each integers [E], or with "
+      "features a third"
     )
   ids = []
   for side, part, end in (("senders", given[0], name[0]), ("receivers", given[1], name[2])):
@@ -426,8 +438,8 @@ def _edge_set(name, given, nodes: Mapping[str, NodeSet]) -> EdgeSet:
     bad = np.flatnonzero((part < 0) | (part >= bound))
     if len(bad):
       raise InputError(
-          f"{side} of {name}: edge {bad[0]} has index {part[bad[0]]}, outside the {bound} nodes of "
-          f"type {end!r} (0..{bound - 1})"
+        f"{side} of {name}: edge {bad[0]} has index {part[bad[0]]}, outside the {bound} nodes of "
+        f"type {end!r} (0..{bound - 1})"
       )
     ids.append(part)
   if len(ids[0]) != len(ids[1]):
@@ -437,10 +449,10 @@ def _edge_set(name, given, nodes: Mapping[str, NodeSet]) -> EdgeSet:
     features = _finite(f"edge type {name}", given[2], len(ids[0]))
   index = build_edge_index(*ids, len(nodes[name[0]].ids), len(nodes[name[2]].ids))
   return EdgeSet(
-      senders=index.senders,
-      receivers=index.receivers,
-      indptr=index.indptr,
-      sender_indptr=index.sender_indptr,
-      sender_order=index.sender_order,
-      features=None if features is None else features[index.edge_ids],
+    senders=index.senders,
+    receivers=index.receivers,
+    indptr=index.indptr,
+    sender_indptr=index.sender_indptr,
+    sender_order=index.sender_order,
+    features=None if features is None else features[index.edge_ids],
   )

@@ -80,15 +80,15 @@ def _figures(h) -> str:
 def metapaths(schema: Schema) -> tuple[Metapath, ...]:
   """All walks of two relations that start and end at the target type, in schema order."""
   return tuple(
-      (first, second)
-      for first in schema.edge_types
-      for second in schema.edge_types
-      if first[0] == schema.target and second[0] == first[2] and second[2] == schema.target
+    (first, second)
+    for first in schema.edge_types
+    for second in schema.edge_types
+    if first[0] == schema.target and second[0] == first[2] and second[2] == schema.target
   )
 
 
 def relation_homophily(
-    graph: HeteroGraph, edge_type: EdgeType, *, self_pairs: bool = False
+  graph: HeteroGraph, edge_type: EdgeType, *, self_pairs: bool = False
 ) -> Homophily:
   """Homophily of one relation between nodes of the target type; edges count as they are listed.
 
@@ -137,8 +137,12 @@ def metapath_homophily(graph: HeteroGraph, *, self_pairs: bool = False) -> Heter
     raise InputError(f"no two-hop metapath joins labelled nodes of {graph.schema.target}")
   mean = lambda field: float(np.mean([getattr(h, field) for h in found.values()]))
   return HeterophilyReport(
-      found, tuple(skipped), mean("edge"), mean("class_insensitive"), mean("adjusted"),
-      1.0 - mean("adjusted"),
+    found,
+    tuple(skipped),
+    mean("edge"),
+    mean("class_insensitive"),
+    mean("adjusted"),
+    1.0 - mean("adjusted"),
   )
 
 

@@ -16,8 +16,16 @@ from h2g.graph.padding import padded_share
 # What reading a damaged archive, or a file of another kind, can raise: a lone array is no context
 # manager (TypeError), a flipped bit may ask for a compression or zip version that does not exist.
 UNREADABLE = (
-    OSError, ValueError, EOFError, TypeError, AttributeError, NotImplementedError, RuntimeError,
-    MemoryError, zipfile.BadZipFile, zlib.error,
+  OSError,
+  ValueError,
+  EOFError,
+  TypeError,
+  AttributeError,
+  NotImplementedError,
+  RuntimeError,
+  MemoryError,
+  zipfile.BadZipFile,
+  zlib.error,
 )
 
 
@@ -35,8 +43,8 @@ def save_npz(graph: HeteroGraph, path: str | Path) -> None:
   if padded_share(graph):
     graph = pad(graph, {}, {})
   arrays = {
-      "target": np.array(graph.schema.target),
-      "class_names": np.array(graph.schema.class_names),
+    "target": np.array(graph.schema.target),
+    "class_names": np.array(graph.schema.class_names),
   }
   for name in graph.schema.node_types:  # the file keeps their order
     nodes = graph.nodes[name]
@@ -89,7 +97,7 @@ def load_npz(path: str | Path) -> HeteroGraph:
     raise InputError(f"{path} does not exist: give the path of a graph's .npz file") from error
   except UNREADABLE as error:
     raise InputError(
-        f"{path} is no readable .npz of plain arrays ({error}): write it with h2g.graph.save_npz"
+      f"{path} is no readable .npz of plain arrays ({error}): write it with h2g.graph.save_npz"
     ) from error
   try:
     return _from_arrays(arrays)
@@ -117,8 +125,8 @@ def _from_arrays(arrays: dict[str, np.ndarray]) -> HeteroGraph:
         splits[name] = value
       case _:
         raise InputError(
-            f"key {key!r} is not understood: nodes/<type>/..., "
-            "edges/<source>/<relation>/<target>/..., splits/<name>, target, class_names"
+          f"key {key!r} is not understood: nodes/<type>/..., "
+          "edges/<source>/<relation>/<target>/..., splits/<name>, target, class_names"
         )
   for name, fields in edges.items():
     if "index" not in fields:
@@ -131,11 +139,11 @@ def _from_arrays(arrays: dict[str, np.ndarray]) -> HeteroGraph:
   if class_names.ndim != 1:
     raise InputError(f"key 'class_names' has shape {list(class_names.shape)}: give [C] names")
   return HeteroGraph.from_arrays(
-      nodes=nodes,
-      edges={name: (*fields["index"], fields.get("features")) for name, fields in edges.items()},
-      target=str(arrays["target"]),
-      class_names=tuple(map(str, class_names)) or None,
-      splits=splits,
+    nodes=nodes,
+    edges={name: (*fields["index"], fields.get("features")) for name, fields in edges.items()},
+    target=str(arrays["target"]),
+    class_names=tuple(map(str, class_names)) or None,
+    splits=splits,
   )
 
 

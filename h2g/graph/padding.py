@@ -37,13 +37,13 @@ class Bucket:
 def size_of(graph: HeteroGraph) -> Bucket:
   """The smallest bucket that holds the graph: its real nodes and edges, padding left out."""
   return Bucket(
-      tuple(_real_nodes(graph, name) for name in graph.schema.node_types),
-      tuple(int(graph.edges[name].indptr[-1]) for name in graph.schema.edge_types),
+    tuple(_real_nodes(graph, name) for name in graph.schema.node_types),
+    tuple(int(graph.edges[name].indptr[-1]) for name in graph.schema.edge_types),
   )
 
 
 def pad(
-    graph: HeteroGraph, num_nodes: Mapping[str, int], num_edges: Mapping[EdgeType, int]
+  graph: HeteroGraph, num_nodes: Mapping[str, int], num_edges: Mapping[EdgeType, int]
 ) -> HeteroGraph:
   """Pads every node set and edge set to its capacity and builds `incoming` of the summed capacity.
 
@@ -61,34 +61,32 @@ def pad(
   size = size_of(graph)
   counts = dict(zip(graph.schema.node_types, size.num_nodes))
   rows = _capacities("node type", counts, num_nodes)
-  places = _capacities(
-      "edge type", dict(zip(graph.schema.edge_types, size.num_edges)), num_edges
-  )
+  places = _capacities("edge type", dict(zip(graph.schema.edge_types, size.num_edges)), num_edges)
   nodes, edges = {}, {}
   for name, node_set in graph.nodes.items():
     fit = lambda x, fill, name=name: _fit(x, counts[name], rows[name], fill)
     nodes[name] = node_set.replace(
-        ids=fit(node_set.ids, 0),
-        mask=fit(node_set.mask, False),
-        features=fit(node_set.features, 0),
-        labels=fit(node_set.labels, -1),
+      ids=fit(node_set.ids, 0),
+      mask=fit(node_set.mask, False),
+      features=fit(node_set.features, 0),
+      labels=fit(node_set.labels, -1),
     )
   for name, edge_set in graph.edges.items():
     source, _, target = name
     count = int(edge_set.indptr[-1])
     fit = lambda x, name=name, count=count: _fit(x, count, places[name], 0)
     edges[name] = edge_set.replace(
-        senders=fit(edge_set.senders),
-        receivers=fit(edge_set.receivers),
-        sender_order=fit(edge_set.sender_order),
-        features=fit(edge_set.features),
-        # A padded row begins and ends where the real edges end: it has none.
-        indptr=_fit(edge_set.indptr, counts[target] + 1, rows[target] + 1, count),
-        sender_indptr=_fit(edge_set.sender_indptr, counts[source] + 1, rows[source] + 1, count),
+      senders=fit(edge_set.senders),
+      receivers=fit(edge_set.receivers),
+      sender_order=fit(edge_set.sender_order),
+      features=fit(edge_set.features),
+      # A padded row begins and ends where the real edges end: it has none.
+      indptr=_fit(edge_set.indptr, counts[target] + 1, rows[target] + 1, count),
+      sender_indptr=_fit(edge_set.sender_indptr, counts[source] + 1, rows[source] + 1, count),
     )
   target = graph.schema.target
   splits = {
-      name: _fit(mask, counts[target], rows[target], False) for name, mask in graph.splits.items()
+    name: _fit(mask, counts[target], rows[target], False) for name, mask in graph.splits.items()
   }
   padded = graph.replace(nodes=nodes, edges=edges, splits=splits, incoming=None)
   return padded.with_incoming(capacity=sum(places.values()))
@@ -97,18 +95,18 @@ def pad(
 def pad_to(graph: HeteroGraph, bucket: Bucket) -> HeteroGraph:
   """`pad` to a bucket's capacities."""
   return pad(
-      graph,
-      dict(zip(graph.schema.node_types, bucket.num_nodes, strict=True)),
-      dict(zip(graph.schema.edge_types, bucket.num_edges, strict=True)),
+    graph,
+    dict(zip(graph.schema.node_types, bucket.num_nodes, strict=True)),
+    dict(zip(graph.schema.edge_types, bucket.num_edges, strict=True)),
   )
 
 
 def bucket_ladder(
-    graph_sizes: Iterable[HeteroGraph | Bucket],
-    max_buckets: int = 4,
-    *,
-    slack: float = 0.25,
-    multiple: int = 8,
+  graph_sizes: Iterable[HeteroGraph | Bucket],
+  max_buckets: int = 4,
+  *,
+  slack: float = 0.25,
+  multiple: int = 8,
 ) -> tuple[Bucket, ...]:
   """At most `max_buckets` capacities, each holding the one before, from a few sample graphs.
 
@@ -130,8 +128,8 @@ def bucket_ladder(
     raise InputError("bucket_ladder needs the size of at least one graph")
   if max_buckets < 1 or slack < 0 or multiple < 1:
     raise InputError(
-        f"bucket_ladder got max_buckets={max_buckets}, slack={slack}, multiple={multiple}: give at "
-        "least 1, 0 and 1"
+      f"bucket_ladder got max_buckets={max_buckets}, slack={slack}, multiple={multiple}: give at "
+      "least 1, 0 and 1"
     )
   types = len(samples[0].num_nodes)
   if len({(len(size.num_nodes), len(size.num_edges)) for size in samples}) > 1:
@@ -164,8 +162,8 @@ def choose_bucket(ladder: Sequence[Bucket], graph: HeteroGraph) -> Bucket:
   overflows = zip(names, last, size.num_nodes + size.num_edges)
   name, capacity, needed = next(found for found in overflows if found[2] > found[1])
   raise InputError(
-      f"{name!r} needs {needed} places, the largest bucket has {capacity}: build the ladder from "
-      "more samples, with more slack, or sample less"
+    f"{name!r} needs {needed} places, the largest bucket has {capacity}: build the ladder from "
+    "more samples, with more slack, or sample less"
   )
 
 
@@ -184,11 +182,11 @@ def _capacities(what: str, needed: dict, given: Mapping) -> dict:
   for name, capacity in given.items():
     if name not in needed:
       raise InputError(
-          f"capacity for unknown {what} {name!r}: the graph has {', '.join(map(repr, needed))}"
+        f"capacity for unknown {what} {name!r}: the graph has {', '.join(map(repr, needed))}"
       )
     if capacity < needed[name]:
       raise InputError(
-          f"{what} {name!r}: capacity {capacity} is smaller than the {needed[name]} it has to hold"
+        f"{what} {name!r}: capacity {capacity} is smaller than the {needed[name]} it has to hold"
       )
   return {name: int(given.get(name, size)) for name, size in needed.items()}
 

@@ -40,27 +40,32 @@ class Sampler:
     # In schema order, whatever the order of the dictionary: randomness is drawn in this order.
     relations = {name: graph.edges[name] for name in graph.schema.edge_types}
     self._edges = {
-        name: [
-            np.asarray(array)
-            for array in (
-                edges.indptr, edges.senders,
-                edges.sender_indptr, edges.sender_order, edges.receivers,
-            )
-        ]
-        for name, edges in relations.items()
+      name: [
+        np.asarray(array)
+        for array in (
+          edges.indptr,
+          edges.senders,
+          edges.sender_indptr,
+          edges.sender_order,
+          edges.receivers,
+        )
+      ]
+      for name, edges in relations.items()
     }
     self._edge_features = {
-        name: None if edges.features is None else np.asarray(edges.features)
-        for name, edges in relations.items()
+      name: None if edges.features is None else np.asarray(edges.features)
+      for name, edges in relations.items()
     }
     self._node_fields = {
-        name: {
-            field: None if array is None else np.asarray(array)
-            for field, array in (
-                ("ids", nodes.ids), ("features", nodes.features), ("labels", nodes.labels)
-            )
-        }
-        for name, nodes in graph.nodes.items()
+      name: {
+        field: None if array is None else np.asarray(array)
+        for field, array in (
+          ("ids", nodes.ids),
+          ("features", nodes.features),
+          ("labels", nodes.labels),
+        )
+      }
+      for name, nodes in graph.nodes.items()
     }
     self._splits = {name: np.asarray(mask) for name, mask in graph.splits.items()}
     self._local = threading.local()
@@ -69,12 +74,12 @@ class Sampler:
     return Sampler, (self.graph,)
 
   def hgt(
-      self,
-      seeds,
-      fanouts: Sequence[int] | Mapping[str, Sequence[int]],
-      rng: np.random.Generator,
-      *,
-      max_neighbors: int | None = None,
+    self,
+    seeds,
+    fanouts: Sequence[int] | Mapping[str, Sequence[int]],
+    rng: np.random.Generator,
+    *,
+    max_neighbors: int | None = None,
   ) -> HeteroGraph:
     """HGT sampling: nodes of every type drawn by how strongly the sample so far leans on them.
 
@@ -122,12 +127,12 @@ class Sampler:
       return self._induced(tables, max_neighbors, rng)
 
   def neighbor(
-      self,
-      seeds,
-      fanouts: Sequence[int] | Mapping[EdgeType, Sequence[int]],
-      rng: np.random.Generator,
-      *,
-      induced: bool = False,
+    self,
+    seeds,
+    fanouts: Sequence[int] | Mapping[EdgeType, Sequence[int]],
+    rng: np.random.Generator,
+    *,
+    induced: bool = False,
   ) -> HeteroGraph:
     """Neighbour sampling: hop by hop, a few incoming edges per newly found node and relation.
 
@@ -172,8 +177,8 @@ class Sampler:
       # Hops append receivers in the order of their local rows, so these are in receiver order.
       empty = np.zeros(0, np.int64)
       found = {
-          name: tuple(np.concatenate([empty, *part]) for part in parts)
-          for name, parts in kept.items()
+        name: tuple(np.concatenate([empty, *part]) for part in parts)
+        for name, parts in kept.items()
       }
       return self._subgraph(tables, found)
 
@@ -217,8 +222,8 @@ class Sampler:
     for name, fields in self._node_fields.items():
       rows = tables.rows(name)
       gathered = {
-          field: None if array is None else array.take(rows, axis=0)
-          for field, array in fields.items()
+        field: None if array is None else array.take(rows, axis=0)
+        for field, array in fields.items()
       }
       nodes[name] = NodeSet(mask=np.ones(len(rows), bool), **gathered)
     for name, (row, position) in found.items():
@@ -226,12 +231,12 @@ class Sampler:
       senders = tables.lookup[source][self._edges[name][1][position]]
       features = self._edge_features[name]
       edges[name] = EdgeSet(
-          senders=senders,
-          receivers=row.astype(np.int32),
-          indptr=_indptr(row, tables.count(target)),
-          sender_indptr=_indptr(senders, tables.count(source)),
-          sender_order=_argsort(senders, tables.count(source)),
-          features=None if features is None else features.take(position, axis=0),
+        senders=senders,
+        receivers=row.astype(np.int32),
+        indptr=_indptr(row, tables.count(target)),
+        sender_indptr=_indptr(senders, tables.count(source)),
+        sender_order=_argsort(senders, tables.count(source)),
+        features=None if features is None else features.take(position, axis=0),
       )
     rows = tables.rows(self.graph.schema.target)
     splits = {name: mask[rows] for name, mask in self._splits.items()}
@@ -243,8 +248,8 @@ class Sampler:
     seeds = np.asarray(seeds)
     if seeds.ndim != 1 or not seeds.size or not np.issubdtype(seeds.dtype, np.integer):
       raise InputError(
-          f"seeds are {seeds.dtype}{list(seeds.shape)}: give at least one row of {target!r}, "
-          "integers [S]"
+        f"seeds are {seeds.dtype}{list(seeds.shape)}: give at least one row of {target!r}, "
+        "integers [S]"
       )
     if seeds.min() < 0 or seeds.max() >= bound:
       at = int(np.flatnonzero((seeds < 0) | (seeds >= bound))[0])
@@ -252,14 +257,14 @@ class Sampler:
     values, counts = np.unique(seeds, return_counts=True)
     if len(values) < len(seeds):
       raise InputError(
-          f"seed {values[counts.argmax()]} stands {counts.max()} times among the seeds: "
-          "give each once"
+        f"seed {values[counts.argmax()]} stands {counts.max()} times among the seeds: "
+        "give each once"
       )
     return seeds.astype(np.int64)
 
 
 def hgt_sample(
-    graph: HeteroGraph | Sampler, seeds, fanouts, rng: np.random.Generator, **options
+  graph: HeteroGraph | Sampler, seeds, fanouts, rng: np.random.Generator, **options
 ) -> HeteroGraph:
   """`Sampler.hgt` for one call; for many, build the `Sampler` once."""
   sampler = graph if isinstance(graph, Sampler) else Sampler(graph)
@@ -267,7 +272,7 @@ def hgt_sample(
 
 
 def neighbor_sample(
-    graph: HeteroGraph | Sampler, seeds, fanouts, rng: np.random.Generator, **options
+  graph: HeteroGraph | Sampler, seeds, fanouts, rng: np.random.Generator, **options
 ) -> HeteroGraph:
   """`Sampler.neighbor` for one call; for many, build the `Sampler` once."""
   sampler = graph if isinstance(graph, Sampler) else Sampler(graph)
@@ -281,7 +286,7 @@ class _Tables:
     local = sampler._local
     if not hasattr(local, "lookup"):
       local.lookup = {
-          name: np.full(count, UNSEEN, np.int32) for name, count in sampler.graph.num_nodes.items()
+        name: np.full(count, UNSEEN, np.int32) for name, count in sampler.graph.num_nodes.items()
       }
     self.lookup = local.lookup
     self.parts = {name: [] for name in self.lookup}
@@ -420,7 +425,7 @@ def _per_key(what: str, fanouts, keys, *, least: int) -> dict:
   unknown = [key for key in fanouts if key not in keys]
   if unknown:
     raise InputError(
-        f"fan-out for unknown {what} {unknown[0]!r}: the graph has {', '.join(map(repr, keys))}"
+      f"fan-out for unknown {what} {unknown[0]!r}: the graph has {', '.join(map(repr, keys))}"
     )
   counts = {key: [int(count) for count in np.ravel(given)] for key, given in fanouts.items()}
   steps = {len(given) for given in counts.values()}

@@ -1,4 +1,5 @@
-"""Whole networks. Those for graphs share one call: model(graph, visible=, key=) -> target logits."""
+"""Whole networks. Those for graphs share one call: model(graph, visible=, key=) -> target
+logits."""
 
 from h2g.models.gcn import GCN as GCN
 from h2g.models.hgt import HGT as HGT

@@ -24,14 +24,14 @@ class GCN(nnx.Module):
   reads_labels = False
 
   def __init__(
-      self,
-      schema: Schema,
-      *,
-      dim: int = 256,
-      num_layers: int = 2,
-      dropout_rate: float = 0.5,
-      typed_input: bool = False,
-      rngs: nnx.Rngs,
+    self,
+    schema: Schema,
+    *,
+    dim: int = 256,
+    num_layers: int = 2,
+    dropout_rate: float = 0.5,
+    typed_input: bool = False,
+    rngs: nnx.Rngs,
   ):
     encoder = HeteroEncoder if typed_input else SharedEncoder
     self.encoder = encoder(schema, dim, rngs=rngs)
@@ -41,7 +41,7 @@ class GCN(nnx.Module):
     self.dropout_rate = dropout_rate
 
   def __call__(
-      self, graph: HeteroGraph, *, visible: Array | None = None, key: Array | None = None
+    self, graph: HeteroGraph, *, visible: Array | None = None, key: Array | None = None
   ) -> Array:
     """Returns logits [N_target, num_classes]; `visible` is ignored."""
     del visible

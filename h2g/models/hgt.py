@@ -18,11 +18,11 @@ class HGTLayer(nnx.Module):
   """h' = gate_t-mix of h and W^o_t gelu(sum_e softmax_e(mu_r <q, k W_r> / sqrt(D)) v W'_r)."""
 
   def __init__(
-      self, schema: Schema, dim: int, num_heads: int, *, dropout_rate: float, rngs: nnx.Rngs
+    self, schema: Schema, dim: int, num_heads: int, *, dropout_rate: float, rngs: nnx.Rngs
   ):
     num_types = len(schema.node_types)
     self.attention = CrossTypeAttention(
-        schema, dim, num_heads, value_weights=True, prior=True, clip=None, rngs=rngs
+      schema, dim, num_heads, value_weights=True, prior=True, clip=None, rngs=rngs
     )
     self.skip = LearnedResidual(num_types, dim, rngs=rngs)
     self.dropout_rate = dropout_rate
@@ -44,25 +44,27 @@ class HGT(nnx.Module):
   reads_labels = False
 
   def __init__(
-      self,
-      schema: Schema,
-      *,
-      dim: int = 256,
-      num_layers: int = 2,
-      num_heads: int = 8,
-      dropout_rate: float = 0.2,
-      rngs: nnx.Rngs,
+    self,
+    schema: Schema,
+    *,
+    dim: int = 256,
+    num_layers: int = 2,
+    num_heads: int = 8,
+    dropout_rate: float = 0.2,
+    rngs: nnx.Rngs,
   ):
     self.encoder = HeteroEncoder(schema, dim, rngs=rngs)
     self.pre = TypedLinear(len(schema.node_types), dim, dim, rngs=rngs)
-    self.layers = nnx.List([
+    self.layers = nnx.List(
+      [
         HGTLayer(schema, dim, num_heads, dropout_rate=dropout_rate, rngs=rngs)
         for _ in range(num_layers)
-    ])
+      ]
+    )
     self.head = nnx.Linear(dim, schema.num_classes, rngs=rngs)
 
   def __call__(
-      self, graph: HeteroGraph, *, visible: Array | None = None, key: Array | None = None
+    self, graph: HeteroGraph, *, visible: Array | None = None, key: Array | None = None
   ) -> Array:
     """Returns logits [N_target, num_classes]; `visible` is ignored."""
     del visible

@@ -20,13 +20,13 @@ class MLP(nnx.Module):
   reads_labels = False
 
   def __init__(
-      self,
-      schema: Schema,
-      *,
-      dim: int = 256,
-      num_layers: int = 2,
-      dropout_rate: float = 0.5,
-      rngs: nnx.Rngs,
+    self,
+    schema: Schema,
+    *,
+    dim: int = 256,
+    num_layers: int = 2,
+    dropout_rate: float = 0.5,
+    rngs: nnx.Rngs,
   ):
     self.encoder = HeteroEncoder(schema, dim, rngs=rngs)
     self.layers = nnx.List([nnx.Linear(dim, dim, rngs=rngs) for _ in range(num_layers - 1)])
@@ -35,7 +35,7 @@ class MLP(nnx.Module):
     self.dropout_rate = dropout_rate
 
   def __call__(
-      self, graph: HeteroGraph, *, visible: Array | None = None, key: Array | None = None
+    self, graph: HeteroGraph, *, visible: Array | None = None, key: Array | None = None
   ) -> Array:
     """Returns logits [N_target, num_classes]; `visible` is ignored."""
     del visible

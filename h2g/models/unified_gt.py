@@ -1,8 +1,8 @@
 """UnifiedGT, the modular graph transformer of H2GB, and H2G-former, its best instance.
 
-Every part is a value passed in: an encoder module, and for each layer a factory of the attention, the
-feed-forward, the residual and the norm. A factory takes `(num_types, dim, rngs=...)`, the attention's
-`(schema, dim, num_heads, rngs=...)`; None leaves the part out.
+Every part is a value passed in: an encoder module, and for each layer a factory of the attention,
+the feed-forward, the residual and the norm. A factory takes `(num_types, dim, rngs=...)`, the
+attention's `(schema, dim, num_heads, rngs=...)`; None leaves the part out.
 
 Source: arXiv 2407.10916 section 4.
 """
@@ -43,17 +43,17 @@ class GTLayer(nnx.Module):
   """
 
   def __init__(
-      self,
-      schema: Schema,
-      dim: int,
-      num_heads: int,
-      *,
-      attention: Factory | None,
-      ffn: Factory | None,
-      residual: Factory,
-      norm: Factory | None,
-      dropout_rate: float,
-      rngs: nnx.Rngs,
+    self,
+    schema: Schema,
+    dim: int,
+    num_heads: int,
+    *,
+    attention: Factory | None,
+    ffn: Factory | None,
+    residual: Factory,
+    norm: Factory | None,
+    dropout_rate: float,
+    rngs: nnx.Rngs,
   ):
     num_types = len(schema.node_types)
     self.attention = attention(schema, dim, num_heads, rngs=rngs) if attention else None
@@ -88,43 +88,45 @@ class UnifiedGT(nnx.Module):
   """
 
   def __init__(
-      self,
-      schema: Schema,
-      *,
-      encoder: nnx.Module,
-      dim: int = 256,
-      num_layers: int = 3,
-      num_heads: int = 8,
-      attention: Factory | None = CrossTypeAttention,
-      ffn: Factory | None = TypedFFN,
-      residual: Factory = FixedResidual,
-      norm: Factory | None = TypedLayerNorm,
-      label_embedding: bool = True,
-      jumping_knowledge: bool = False,
-      input_dropout: float = 0.0,
-      dropout_rate: float = 0.2,
-      activation: Callable[[Array], Array] = jax.nn.gelu,
-      rngs: nnx.Rngs,
+    self,
+    schema: Schema,
+    *,
+    encoder: nnx.Module,
+    dim: int = 256,
+    num_layers: int = 3,
+    num_heads: int = 8,
+    attention: Factory | None = CrossTypeAttention,
+    ffn: Factory | None = TypedFFN,
+    residual: Factory = FixedResidual,
+    norm: Factory | None = TypedLayerNorm,
+    label_embedding: bool = True,
+    jumping_knowledge: bool = False,
+    input_dropout: float = 0.0,
+    dropout_rate: float = 0.2,
+    activation: Callable[[Array], Array] = jax.nn.gelu,
+    rngs: nnx.Rngs,
   ):
     num_types = len(schema.node_types)
     self.encoder = encoder
     self.labels = LabelEmbedding(schema.num_classes, dim, rngs=rngs) if label_embedding else None
     self.pre = TypedLinear(num_types, dim, dim, rngs=rngs)
     self.pre_norm = norm(num_types, dim, rngs=rngs) if norm else identity
-    self.layers = nnx.List([
+    self.layers = nnx.List(
+      [
         GTLayer(
-            schema,
-            dim,
-            num_heads,
-            attention=attention,
-            ffn=ffn,
-            residual=residual,
-            norm=norm,
-            dropout_rate=dropout_rate,
-            rngs=rngs,
+          schema,
+          dim,
+          num_heads,
+          attention=attention,
+          ffn=ffn,
+          residual=residual,
+          norm=norm,
+          dropout_rate=dropout_rate,
+          rngs=rngs,
         )
         for _ in range(num_layers)
-    ])
+      ]
+    )
     head_dim = dim * (num_layers + 1) if jumping_knowledge else dim
     self.head = nnx.Linear(head_dim, schema.num_classes, rngs=rngs)
     self.jumping_knowledge = jumping_knowledge
@@ -137,7 +139,7 @@ class UnifiedGT(nnx.Module):
     return self.labels is not None
 
   def __call__(
-      self, graph: HeteroGraph, *, visible: Array | None = None, key: Array | None = None
+    self, graph: HeteroGraph, *, visible: Array | None = None, key: Array | None = None
   ) -> Array:
     """Logits of the target type.
 
@@ -157,7 +159,7 @@ class UnifiedGT(nnx.Module):
     return self.head(h[slice(*graph.target_rows)])
 
   def embed(
-      self, graph: HeteroGraph, *, visible: Array | None = None, key: Array | None = None
+    self, graph: HeteroGraph, *, visible: Array | None = None, key: Array | None = None
   ) -> Array:
     """What the first layer reads, [N, dim]: features and visible labels, after the pre-layer."""
     offsets = graph.node_offsets
@@ -180,23 +182,23 @@ class UnifiedGT(nnx.Module):
 
 
 def h2g_former(
-    schema: Schema,
-    *,
-    dim: int = 256,
-    num_layers: int = 3,
-    num_heads: int = 8,
-    dropout_rate: float = 0.2,
-    attention_dropout: float = 0.0,
-    input_dropout: float = 0.0,
-    key_weights: bool = True,
-    value_weights: bool = False,
-    edge_bias: bool = False,
-    specialise: float = 0.0,
-    clip: float | None = 5.0,
-    typed_ffn: bool = True,
-    label_embedding: bool = True,
-    num_embeddings: dict[str, int] | None = None,
-    rngs: nnx.Rngs,
+  schema: Schema,
+  *,
+  dim: int = 256,
+  num_layers: int = 3,
+  num_heads: int = 8,
+  dropout_rate: float = 0.2,
+  attention_dropout: float = 0.0,
+  input_dropout: float = 0.0,
+  key_weights: bool = True,
+  value_weights: bool = False,
+  edge_bias: bool = False,
+  specialise: float = 0.0,
+  clip: float | None = 5.0,
+  typed_ffn: bool = True,
+  label_embedding: bool = True,
+  num_embeddings: dict[str, int] | None = None,
+  rngs: nnx.Rngs,
 ) -> UnifiedGT:
   """H2G-former: masked label embedding + cross-type attention + type-specific FFN.
 
@@ -205,29 +207,29 @@ def h2g_former(
   Source: arXiv 2407.10916 section 4.3.
   """
   attention = functools.partial(
-      CrossTypeAttention,
-      key_weights=key_weights,
-      value_weights=value_weights,
-      edge_bias=edge_bias,
-      specialise=specialise,
-      clip=clip,
-      dropout_rate=attention_dropout,
+    CrossTypeAttention,
+    key_weights=key_weights,
+    value_weights=value_weights,
+    edge_bias=edge_bias,
+    specialise=specialise,
+    clip=clip,
+    dropout_rate=attention_dropout,
   )
   ffn = functools.partial(TypedFFN, dropout_rate=dropout_rate)
   if not typed_ffn:
     ffn = _one_for_all(ffn)
   return UnifiedGT(
-      schema,
-      encoder=HeteroEncoder(schema, dim, num_nodes=num_embeddings, rngs=rngs),
-      dim=dim,
-      num_layers=num_layers,
-      num_heads=num_heads,
-      attention=attention,
-      ffn=ffn,
-      label_embedding=label_embedding,
-      input_dropout=input_dropout,
-      dropout_rate=dropout_rate,
-      rngs=rngs,
+    schema,
+    encoder=HeteroEncoder(schema, dim, num_nodes=num_embeddings, rngs=rngs),
+    dim=dim,
+    num_layers=num_layers,
+    num_heads=num_heads,
+    attention=attention,
+    ffn=ffn,
+    label_embedding=label_embedding,
+    input_dropout=input_dropout,
+    dropout_rate=dropout_rate,
+    rngs=rngs,
   )
 
 

@@ -23,13 +23,13 @@ class HeteroEncoder(nnx.Module):
     schema: gives the types and their feature widths.
     dim: hidden width G.
     num_nodes: nodes per featureless type in the *whole* graph, {type: count}: rows of the embedding
-      tables, which are read by `NodeSet.ids`. A featureless type that is not listed gets one learned
-      vector for all of its nodes.
+      tables, which are read by `NodeSet.ids`. A featureless type that is not listed gets one
+      learned vector for all of its nodes.
   Source: arXiv 2407.10916, heterogeneous feature encoder (`Hetero_Raw`).
   """
 
   def __init__(
-      self, schema: Schema, dim: int, *, num_nodes: dict[str, int] | None = None, rngs: nnx.Rngs
+    self, schema: Schema, dim: int, *, num_nodes: dict[str, int] | None = None, rngs: nnx.Rngs
   ):
     num_nodes = num_nodes or {}
     kernels, biases, tables = {}, {}, {}
@@ -60,14 +60,16 @@ class HeteroEncoder(nnx.Module):
 class SharedEncoder(nnx.Module):
   """One linear map for every type, features padded with zeros to the widest: h = pad(x) W + b.
 
-  The input transformation of the homogeneous baselines (`Raw` in H2GB): a map per type would quietly
-  improve them.
+  The input transformation of the homogeneous baselines (`Raw` in H2GB): a map per type would
+  quietly improve them.
   """
 
   def __init__(self, schema: Schema, dim: int, *, rngs: nnx.Rngs):
     self.width = max(schema.feature_dims)
     if not self.width:
-      raise InputError("SharedEncoder needs at least one node type with features; use HeteroEncoder")
+      raise InputError(
+        "SharedEncoder needs at least one node type with features; use HeteroEncoder"
+      )
     self.kernel = nnx.Param(LINEAR_INIT(rngs.params(), (self.width, dim), jnp.float32))
     self.bias = nnx.Param(jnp.zeros(dim))
 
@@ -84,7 +86,8 @@ class SharedEncoder(nnx.Module):
 
 
 class LabelEmbedding(nnx.Module):
-  """Masked label embedding: h[n] += W[c(n)] + b, c(n) the label where visible, else slot C (unknown).
+  """Masked label embedding: h[n] += W[c(n)] + b, c(n) the label where visible, else slot C
+  (unknown).
 
   The caller decides which labels are visible; a node whose loss or metric is computed must not be
   among them (the official code lets 30 % of the training seeds see their own label).
@@ -100,33 +103,34 @@ class LabelEmbedding(nnx.Module):
     self.bias = nnx.Param(jnp.zeros(dim))
 
   def __call__(self, labels: Array, visible: Array) -> Array:
-    """Returns [N_target, G] from labels [N_target] int32 (-1 unlabelled) and visible [N_target] bool."""
+    """Returns [N_target, G] from labels [N_target] int32 (-1 unlabelled) and visible [N_target]
+    bool."""
     unknown = self.kernel.shape[0] - 1
     slots = jnp.where(visible & (labels >= 0), labels, unknown)
     return self.kernel[...][slots] + self.bias[...][None, :]
 
 
 def split_labels(
-    train: Array,
-    key: Array,
-    *,
-    rate: float = 0.7,
-    seeds: Array | None = None,
-    own_label_visible: bool = False,
+  train: Array,
+  key: Array,
+  *,
+  rate: float = 0.7,
+  seeds: Array | None = None,
+  own_label_visible: bool = False,
 ) -> tuple[Array, Array]:
   """Which training labels a step may read, and which nodes its loss counts.
 
   Without `seeds` (full batch): a random `rate` of the training nodes is counted, the labels of the
-  others are visible. With `seeds` (sampled batch): the seeds are counted, and a random 1 - rate of the
-  other training nodes' labels is visible. Either way no counted node's label is visible.
+  others are visible. With `seeds` (sampled batch): the seeds are counted, and a random 1 - rate of
+  the other training nodes' labels is visible. Either way no counted node's label is visible.
 
   Args:
     train: [N_target] bool, training nodes.
     key: PRNG key.
     rate: share of labels hidden.
     seeds: [N_target] bool, the sampled seed nodes, or None.
-    own_label_visible: the official code's behaviour: hiding ignores which nodes are counted, so that
-      a share 1 - rate of the counted nodes sees its own label.
+    own_label_visible: the official code's behaviour: hiding ignores which nodes are counted, so
+      that a share 1 - rate of the counted nodes sees its own label.
   Returns:
     (visible, counted), both [N_target] bool.
   Source: arXiv 2407.10916, masked label embedding (rate 0.7).

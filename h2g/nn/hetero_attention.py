@@ -20,7 +20,7 @@ from h2g.ops.edge import edge_attention
 from h2g.ops.edge import EdgeAttentionOut
 
 RELATION_INIT = jax.nn.initializers.variance_scaling(
-    1.0, "fan_avg", "uniform", in_axis=-2, out_axis=-1, batch_axis=(0, 1)
+  1.0, "fan_avg", "uniform", in_axis=-2, out_axis=-1, batch_axis=(0, 1)
 )
 
 
@@ -38,8 +38,8 @@ class CrossTypeAttention(nnx.Module):
     key_weights: W_r on the keys (H2GB `edge_weight`, on).
     value_weights: W'_r on the values (present but unused in the official code, off; HGT uses it).
     prior: a learned scalar per relation and head that scales the logits (HGT's mu).
-    edge_bias: a bias per head, c_r + <f_e, B_r>: a constant per relation and a linear map of the edge's
-      features (ours; off). H2GB's k-hop option has the constant, per hop.
+    edge_bias: a bias per head, c_r + <f_e, B_r>: a constant per relation and a linear map of the
+      edge's features (ours; off). H2GB's k-hop option has the constant, per hop.
     specialise: initial c_r of the head that a relation is assigned to (names in order, dealt round
       the heads), 0 for the others: heads start out listening to different relations, which small
       steps in log space would take long to learn. 0 starts them alike.
@@ -49,19 +49,19 @@ class CrossTypeAttention(nnx.Module):
   """
 
   def __init__(
-      self,
-      schema: Schema,
-      dim: int,
-      num_heads: int,
-      *,
-      key_weights: bool = True,
-      value_weights: bool = False,
-      prior: bool = False,
-      edge_bias: bool = False,
-      specialise: float = 0.0,
-      clip: float | None = 5.0,
-      dropout_rate: float = 0.0,
-      rngs: nnx.Rngs,
+    self,
+    schema: Schema,
+    dim: int,
+    num_heads: int,
+    *,
+    key_weights: bool = True,
+    value_weights: bool = False,
+    prior: bool = False,
+    edge_bias: bool = False,
+    specialise: float = 0.0,
+    clip: float | None = 5.0,
+    dropout_rate: float = 0.0,
+    rngs: nnx.Rngs,
   ):
     if dim % num_heads:
       raise InputError(f"num_heads={num_heads} does not divide dim={dim}; choose a divisor")
@@ -91,7 +91,7 @@ class CrossTypeAttention(nnx.Module):
     return self.out(heads.reshape(x.shape), graph.node_offsets)
 
   def attend(
-      self, x: Array, graph: HeteroGraph, *, dropout_key: Array | None = None, return_weights=False
+    self, x: Array, graph: HeteroGraph, *, dropout_key: Array | None = None, return_weights=False
   ) -> Array | EdgeAttentionOut:
     """The heads before the output map, [N, H, D]; with `return_weights` also the weights [E, H]."""
     dim = x.shape[1]
@@ -99,16 +99,16 @@ class CrossTypeAttention(nnx.Module):
     k = _relate(graph, self._heads(k), self.key_weight, self.prior)
     v = _relate(graph, self._heads(v), self.value_weight, None)
     return edge_attention(
-        self._heads(q),
-        k,
-        v,
-        graph.incoming,
-        bias=self._edge_bias(graph),
-        scale=1.0 / math.sqrt(dim // self.num_heads),
-        clip=self.clip,
-        dropout_rate=self.dropout_rate if dropout_key is not None else 0.0,
-        dropout_key=dropout_key,
-        return_weights=return_weights,
+      self._heads(q),
+      k,
+      v,
+      graph.incoming,
+      bias=self._edge_bias(graph),
+      scale=1.0 / math.sqrt(dim // self.num_heads),
+      clip=self.clip,
+      dropout_rate=self.dropout_rate if dropout_key is not None else 0.0,
+      dropout_key=dropout_key,
+      return_weights=return_weights,
     )
 
   def _edge_bias(self, graph: HeteroGraph) -> Array | None:

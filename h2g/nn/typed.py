@@ -19,10 +19,10 @@ from h2g.ops.typed import typed_linear
 Offsets = tuple[int, ...]
 Init = Callable[..., Array]
 
-# One fan-in per matrix: the leading type axis is a batch of matrices, not part of the fan.
-# Uniform rather than truncated normal: the same variance, and a program that compiles in a fraction.
+# One fan-in per matrix: the leading type axis is a batch of matrices, not part of the fan. Uniform
+# rather than truncated normal: the same variance, and a program that compiles in a fraction.
 LINEAR_INIT = jax.nn.initializers.variance_scaling(
-    1.0, "fan_in", "uniform", in_axis=-2, out_axis=-1, batch_axis=0
+  1.0, "fan_in", "uniform", in_axis=-2, out_axis=-1, batch_axis=0
 )
 
 
@@ -41,14 +41,14 @@ class TypedLinear(nnx.Module):
   """
 
   def __init__(
-      self,
-      num_types: int,
-      in_dim: int,
-      out_dim: int,
-      *,
-      use_bias: bool = True,
-      kernel_init: Init = LINEAR_INIT,
-      rngs: nnx.Rngs,
+    self,
+    num_types: int,
+    in_dim: int,
+    out_dim: int,
+    *,
+    use_bias: bool = True,
+    kernel_init: Init = LINEAR_INIT,
+    rngs: nnx.Rngs,
   ):
     self.kernel = nnx.Param(kernel_init(rngs.params(), (num_types, in_dim, out_dim), jnp.float32))
     self.bias = nnx.Param(jnp.zeros((num_types, out_dim))) if use_bias else None
@@ -81,20 +81,20 @@ class TypedLayerNorm(nnx.Module):
 class TypedFFN(nnx.Module):
   """Type-specific feed-forward: dropout(act(x W1_t + b1_t)) W2_t + b2_t, then dropout.
 
-  Args of the constructor: `num_types` (1 makes it the single shared FFN), `dim`, `expansion` (hidden
-  width over dim; H2GB uses 2), `activation`, `dropout_rate`.
+  Args of the constructor: `num_types` (1 makes it the single shared FFN), `dim`, `expansion`
+  (hidden width over dim; H2GB uses 2), `activation`, `dropout_rate`.
   Source: arXiv 2407.10916, type-specific FFN.
   """
 
   def __init__(
-      self,
-      num_types: int,
-      dim: int,
-      *,
-      expansion: int = 2,
-      activation: Callable[[Array], Array] = jax.nn.gelu,
-      dropout_rate: float = 0.0,
-      rngs: nnx.Rngs,
+    self,
+    num_types: int,
+    dim: int,
+    *,
+    expansion: int = 2,
+    activation: Callable[[Array], Array] = jax.nn.gelu,
+    dropout_rate: float = 0.0,
+    rngs: nnx.Rngs,
   ):
     self.up = TypedLinear(num_types, dim, expansion * dim, rngs=rngs)
     self.down = TypedLinear(num_types, expansion * dim, dim, rngs=rngs)

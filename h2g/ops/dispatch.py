@@ -12,7 +12,7 @@ _PLATFORM = contextvars.ContextVar("h2g_platform", default=None)
 
 
 def platform() -> str:
-  """"gpu", "tpu" or "cpu": the default backend, or what `lowering_for` says."""
+  """ "gpu", "tpu" or "cpu": the default backend, or what `lowering_for` says."""
   found = _PLATFORM.get() or jax.default_backend()
   return "gpu" if found in ("cuda", "rocm") else found
 
@@ -31,12 +31,12 @@ def lowering_for(name: str):
 
 
 def choose(
-    op: str,
-    implementations: Mapping[str, Callable[..., Any]],
-    order: Mapping[str, tuple[str, ...]],
-    implementation: str | None,
-    *args,
-    **kwargs,
+  op: str,
+  implementations: Mapping[str, Callable[..., Any]],
+  order: Mapping[str, tuple[str, ...]],
+  implementation: str | None,
+  *args,
+  **kwargs,
 ):
   """Calls the named implementation, or the platform's first that serves the call exactly.
 
@@ -54,7 +54,7 @@ def choose(
   if implementation is not None:
     if implementation not in implementations:
       raise NotImplementedError(
-          f"{op} has no implementation {implementation!r}: there are {', '.join(implementations)}"
+        f"{op} has no implementation {implementation!r}: there are {', '.join(implementations)}"
       )
     return implementations[implementation](*args, **kwargs)
   reasons = []

@@ -18,7 +18,9 @@ def edges_of(graph, relation):
 def test_counts_are_those_of_the_tables():
   graph = data.load("celegans")
   assert graph.num_nodes == dict(neuron=302, muscle=95, pharynx=31, other=22, molecule=177)
-  counts = {name: edges_of(graph, name) for name in ("chemical", "electrical", "monoamine", "peptide")}
+  counts = {
+    name: edges_of(graph, name) for name in ("chemical", "electrical", "monoamine", "peptide")
+  }
   assert counts == dict(chemical=4681, electrical=2698, monoamine=1952, peptide=7078)
   labels = np.asarray(graph.target_labels)
   assert np.bincount(labels[labels >= 0]).tolist() == [66, 69, 94, 71]
@@ -49,7 +51,9 @@ def test_no_feature_is_a_function_of_the_name_alone():
   """Neurons of one class (the letters of the name) with one transmitter set do differ elsewhere."""
   x = data.load("celegans").nodes["neuron"].features
   assert set(np.unique(x)) == {0.0, 1.0}
-  assert len(np.unique(x, axis=0)) < 15  # transmitter sets only: far fewer than the 118 name classes
+  assert (
+    len(np.unique(x, axis=0)) < 15
+  )  # transmitter sets only: far fewer than the 118 name classes
 
 
 def test_a_changed_file_is_refused(tmp_path):

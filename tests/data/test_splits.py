@@ -31,7 +31,9 @@ def test_the_seed_decides():
 
 def test_a_class_too_small_for_every_part_is_named():
   labels = np.array([0] * 50 + [1] * 50 + [2] * 2)
-  with pytest.raises(InputError, match=r"class 2 has 2 labelled nodes, none for the (val|test) part"):
+  with pytest.raises(
+    InputError, match=r"class 2 has 2 labelled nodes, none for the (val|test) part"
+  ):
     stratified_split(labels, seed=0)
 
 

@@ -40,12 +40,15 @@ def canonical(graph):
     features = None if e.features is None else e.features[order]
     edges[name] = (e.senders[order], e.receivers[order], features)
   nodes = {
-      name: {k: v for k, v in (("features", n.features), ("labels", n.labels)) if v is not None}
-      for name, n in graph.nodes.items()
+    name: {k: v for k, v in (("features", n.features), ("labels", n.labels)) if v is not None}
+    for name, n in graph.nodes.items()
   }
   return HeteroGraph.from_arrays(
-      nodes=nodes, edges=edges, target=graph.schema.target, num_classes=graph.schema.num_classes,
-      splits=graph.splits,
+    nodes=nodes,
+    edges=edges,
+    target=graph.schema.target,
+    num_classes=graph.schema.num_classes,
+    splits=graph.splits,
   )
 
 
@@ -85,9 +88,9 @@ def test_jraph_nodes_may_stand_in_any_order():
   order[:7], order[7:] = np.sort(order[:7]), np.sort(order[7:])
   place = np.argsort(order).astype(np.int32)
   shuffled = g._replace(
-      nodes=jax.tree.map(lambda x: x[order], g.nodes),
-      senders=place[g.senders],
-      receivers=place[g.receivers],
+    nodes=jax.tree.map(lambda x: x[order], g.nodes),
+    senders=place[g.senders],
+    receivers=place[g.receivers],
   )
   same(from_jraph(shuffled, graph.schema), graph)
 

@@ -12,21 +12,21 @@ from h2g.graph.padding import pad
 from tests.models.graphs import random_graph
 
 ENCODINGS = {
-    "degree": encodings.degree_encoding,
-    "weighted": lambda graph: encodings.degree_encoding(graph, weighted=True),
-    "spectral": lambda graph: encodings.spectral_encoding(graph, 3),
-    "log": lambda graph: encodings.spectral_encoding(graph, 3, log_weights=True),
-    "walk": lambda graph: encodings.random_walk_encoding(graph, 5),
-    "laplacian": lambda graph: encodings.laplacian_encoding(graph, 4),
+  "degree": encodings.degree_encoding,
+  "weighted": lambda graph: encodings.degree_encoding(graph, weighted=True),
+  "spectral": lambda graph: encodings.spectral_encoding(graph, 3),
+  "log": lambda graph: encodings.spectral_encoding(graph, 3, log_weights=True),
+  "walk": lambda graph: encodings.random_walk_encoding(graph, 5),
+  "laplacian": lambda graph: encodings.laplacian_encoding(graph, 4),
 }
 
 
 def path_of_three(weights=(1.0, 3.0)):
   """a - b - c, and d alone."""
   return HeteroGraph.from_arrays(
-      nodes={"n": {"num_nodes": 4}},
-      edges={("n", "r", "n"): ([0, 1], [1, 2], np.array(weights))},
-      target="n",
+    nodes={"n": {"num_nodes": 4}},
+    edges={("n", "r", "n"): ([0, 1], [1, 2], np.array(weights))},
+    target="n",
   )
 
 
@@ -95,9 +95,9 @@ def test_large_relations_are_factored_from_their_edges(monkeypatch):
   # Blocks of different density: the singular values fall off.
   dense = rng.random((60, 45)) < np.kron(np.diag([0.9, 0.5, 0.25]), np.ones((20, 15)))
   graph = HeteroGraph.from_arrays(
-      nodes={"a": {"num_nodes": 60}, "b": {"num_nodes": 45}},
-      edges={("a", "r", "b"): np.nonzero(dense)},
-      target="a",
+    nodes={"a": {"num_nodes": 60}, "b": {"num_nodes": 45}},
+    edges={("a", "r", "b"): np.nonzero(dense)},
+    target="a",
   )
   exact = encodings.spectral_encoding(graph, 3)
   monkeypatch.setattr(encodings, "CELLS", 100)
@@ -158,9 +158,9 @@ def test_laplacian_encoding_declines_what_is_too_large(monkeypatch):
 def test_similar_nodes_by_hand():
   # Papers 0 and 1 have the same author, paper 2 another, paper 3 none.
   graph = HeteroGraph.from_arrays(
-      nodes={"paper": {"num_nodes": 4}, "author": {"num_nodes": 2}},
-      edges={("author", "writes", "paper"): ([0, 0, 1], [0, 1, 2])},
-      target="paper",
+    nodes={"paper": {"num_nodes": 4}, "author": {"num_nodes": 2}},
+    edges={("author", "writes", "paper"): ([0, 0, 1], [0, 1, 2])},
+    target="paper",
   )
   similar = encodings.with_similar(graph, "paper", 2).edges["paper", "similar", "paper"]
   assert similar.senders.tolist() == [1, 0] and similar.receivers.tolist() == [0, 1]

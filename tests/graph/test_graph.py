@@ -30,7 +30,7 @@ EDGES = {("author", "writes", "paper"): np.array([[2, 0, 0], [3, 1, 0]])}
 
 def build(*, nodes=None, edges=None, target="paper", **options):
   return HeteroGraph.from_arrays(
-      nodes=NODES | (nodes or {}), edges=EDGES if edges is None else edges, target=target, **options
+    nodes=NODES | (nodes or {}), edges=EDGES if edges is None else edges, target=target, **options
   )
 
 
@@ -39,43 +39,52 @@ def writes(senders, receivers, *features, name=("author", "writes", "paper")):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (writes([0, 3], [0, 0]), r"senders of \('author', 'writes', 'paper'\): edge 1 has index 3, "
-         r"outside the 3 nodes of type 'author' \(0\.\.2\)"),
-        (writes([0, 1], [0, -1]), r"receivers of .*: edge 1 has index -1, outside the 4 nodes"),
-        (writes([0, 1], [0]), "2 senders and 1 receivers"),
-        (writes([0.5], [0]), r"senders of .* are float64\[1\]: give integers"),
-        (writes([0], [0], np.ones((2, 1))), "features of edge type .* have 2 rows, 1 are expected"),
-        (writes([0], [0], np.array([[1.0, np.inf]])), "row 0, column 1 is inf"),
-        (writes([0], [0], name=("author", "writes", "book")), "names node type 'book'; the gr"),
-        (writes([0], [0], name=("author", "paper")), r"must be \(source, relation, target\)"),
-        ({"edges": {("author", "writes", "paper"): np.zeros((3, 4, 5), int)}}, r"integers \[E\]"),
-        ({"edges": {("author", "writes", "paper"): np.zeros((4, 2), int)}}, r"give \[2, E\]"),
-        # A third row, or edges given as rows: neither is taken for features.
-        ({"edges": {("author", "writes", "paper"): np.zeros((3, 2), int)}}, r"int64\[3, 2\]: give"),
-        ({"edges": {("author", "writes", "paper"): 3}}, r"edges of .* are 3: give \[2, E\]"),
-        ({"edges": {("author", "writes", "paper"): None}}, r"of .* are None: give \[2"),
-        ({"nodes": {"paper": {"labels": np.array([0, 7])}}, "num_classes": 3},
-         r"label 7 of 'paper' node 1 is outside the classes 0\.\.2"),
-        ({"nodes": {"paper": {"labels": np.array([0, -2])}}}, "label -2 of 'paper' node 1 is out"),
-        ({"nodes": {"paper": {"labels": np.array([0, 2**32])}}, "num_classes": 2},
-         "label 4294967296 of 'paper' node 1 does not fit into 32 bits"),
-        ({"nodes": {"paper": {"labels": np.zeros(4)}}}, r"labels of .* are float64\[4\]: give in"),
-        ({"nodes": {"paper": {"features": np.array([[0.0], [np.nan]])}}},
-         "node type 'paper' are not finite: row 1, column 0 is nan"),
-        ({"nodes": {"paper": {"features": np.array([["a"]])}}}, r"give float \[rows, F\]"),
-        ({"nodes": {"paper": {"features": np.ones((2, 1)), "num_nodes": 3}}}, "2 rows, 3 are exp"),
-        ({"nodes": {"paper": {"x": np.ones((2, 1))}}}, r"unknown fields \['x'\]: use features"),
-        ({"nodes": {"paper": {"features": np.array([[0.0], [1e300]])}}}, "row 1, column 0 is"),
-        ({"nodes": {"paper": {"num_nodes": -1}}}, "num_nodes of node type 'paper' is -1: give"),
-        ({"nodes": {"paper": {"num_nodes": 2.5}}}, r"num_nodes of node type 'paper' is 2\.5"),
-        ({"nodes": {"paper": {}}}, "neither features nor labels: give num_nodes"),
-        ({"target": "venue"}, "target 'venue' is no node type: the graph has paper, author"),
-        ({"class_names": ("a", "b"), "num_classes": 3}, "2 class names for 3 classes"),
-        ({"splits": {"train": np.ones(3, bool)}}, r"split 'train' is bool\[3\]: give bool\[4\]"),
-        ({"splits": {"train": np.arange(4)}}, r"split 'train' is int64\[4\]: give bool\[4\]"),
-    ],
+  ("given", "message"),
+  [
+    (
+      writes([0, 3], [0, 0]),
+      r"senders of \('author', 'writes', 'paper'\): edge 1 has index 3, "
+      r"outside the 3 nodes of type 'author' \(0\.\.2\)",
+    ),
+    (writes([0, 1], [0, -1]), r"receivers of .*: edge 1 has index -1, outside the 4 nodes"),
+    (writes([0, 1], [0]), "2 senders and 1 receivers"),
+    (writes([0.5], [0]), r"senders of .* are float64\[1\]: give integers"),
+    (writes([0], [0], np.ones((2, 1))), "features of edge type .* have 2 rows, 1 are expected"),
+    (writes([0], [0], np.array([[1.0, np.inf]])), "row 0, column 1 is inf"),
+    (writes([0], [0], name=("author", "writes", "book")), "names node type 'book'; the gr"),
+    (writes([0], [0], name=("author", "paper")), r"must be \(source, relation, target\)"),
+    ({"edges": {("author", "writes", "paper"): np.zeros((3, 4, 5), int)}}, r"integers \[E\]"),
+    ({"edges": {("author", "writes", "paper"): np.zeros((4, 2), int)}}, r"give \[2, E\]"),
+    # A third row, or edges given as rows: neither is taken for features.
+    ({"edges": {("author", "writes", "paper"): np.zeros((3, 2), int)}}, r"int64\[3, 2\]: give"),
+    ({"edges": {("author", "writes", "paper"): 3}}, r"edges of .* are 3: give \[2, E\]"),
+    ({"edges": {("author", "writes", "paper"): None}}, r"of .* are None: give \[2"),
+    (
+      {"nodes": {"paper": {"labels": np.array([0, 7])}}, "num_classes": 3},
+      r"label 7 of 'paper' node 1 is outside the classes 0\.\.2",
+    ),
+    ({"nodes": {"paper": {"labels": np.array([0, -2])}}}, "label -2 of 'paper' node 1 is out"),
+    (
+      {"nodes": {"paper": {"labels": np.array([0, 2**32])}}, "num_classes": 2},
+      "label 4294967296 of 'paper' node 1 does not fit into 32 bits",
+    ),
+    ({"nodes": {"paper": {"labels": np.zeros(4)}}}, r"labels of .* are float64\[4\]: give in"),
+    (
+      {"nodes": {"paper": {"features": np.array([[0.0], [np.nan]])}}},
+      "node type 'paper' are not finite: row 1, column 0 is nan",
+    ),
+    ({"nodes": {"paper": {"features": np.array([["a"]])}}}, r"give float \[rows, F\]"),
+    ({"nodes": {"paper": {"features": np.ones((2, 1)), "num_nodes": 3}}}, "2 rows, 3 are exp"),
+    ({"nodes": {"paper": {"x": np.ones((2, 1))}}}, r"unknown fields \['x'\]: use features"),
+    ({"nodes": {"paper": {"features": np.array([[0.0], [1e300]])}}}, "row 1, column 0 is"),
+    ({"nodes": {"paper": {"num_nodes": -1}}}, "num_nodes of node type 'paper' is -1: give"),
+    ({"nodes": {"paper": {"num_nodes": 2.5}}}, r"num_nodes of node type 'paper' is 2\.5"),
+    ({"nodes": {"paper": {}}}, "neither features nor labels: give num_nodes"),
+    ({"target": "venue"}, "target 'venue' is no node type: the graph has paper, author"),
+    ({"class_names": ("a", "b"), "num_classes": 3}, "2 class names for 3 classes"),
+    ({"splits": {"train": np.ones(3, bool)}}, r"split 'train' is bool\[3\]: give bool\[4\]"),
+    ({"splits": {"train": np.arange(4)}}, r"split 'train' is int64\[4\]: give bool\[4\]"),
+  ],
 )
 def test_what_is_wrong_is_named_in_one_line(given, message):
   with pytest.raises(InputError, match=message) as error:
@@ -148,12 +157,12 @@ def test_reverses_turn_every_edge_and_are_added_once():
   graph = random_graph()
   both = graph.with_reverses()
   assert both.schema.edge_types == (  # sorted by source type: as few runs as node types
-      ("paper", "cites", "paper"),
-      ("paper", "retracted_by", "author"),
-      ("paper", "rev_writes", "author"),
-      ("paper", "rev_cites", "paper"),
-      ("author", "writes", "paper"),
-      ("author", "rev_retracted_by", "paper"),
+    ("paper", "cites", "paper"),
+    ("paper", "retracted_by", "author"),
+    ("paper", "rev_writes", "author"),
+    ("paper", "rev_cites", "paper"),
+    ("author", "writes", "paper"),
+    ("author", "rev_retracted_by", "paper"),
   )
   assert len(both.schema.source_runs) == 2
   for name in graph.schema.edge_types:
@@ -199,7 +208,7 @@ def test_splits_and_defaults():
   assert graph.splits["train"].sum() == 2
   assert set(graph.with_splits({"all": np.ones(4, bool)}).splits) == {"all"}
   unlabelled = HeteroGraph.from_arrays(
-      nodes={"n": {"num_nodes": 3}}, edges={("n", "r", "n"): np.zeros((2, 0))}, target="n"
+    nodes={"n": {"num_nodes": 3}}, edges={("n", "r", "n"): np.zeros((2, 0))}, target="n"
   )
   assert (unlabelled.target_labels == -1).all() and unlabelled.schema.num_classes == 0
 
@@ -233,15 +242,15 @@ def test_a_mapped_graph_is_the_same_graph_though_its_dictionaries_are_sorted():
   mapped = jax.tree.map(lambda x: x, graph)
   assert list(mapped.nodes) != list(graph.nodes)
   for change in (
-      lambda g: g.with_incoming(),
-      lambda g: g.with_reverses(prefix="again_"),
-      lambda g: g.with_self_loops(),
-      lambda g: pad(g, {"paper": 16}, {}),
-      lambda g: hgt_sample(g, [1, 2], [3], np.random.default_rng(0), max_neighbors=2),
-      lambda g: neighbor_sample(g, [1, 2], [2], np.random.default_rng(0)),
-      lambda g: from_pyg(to_pyg(g), num_classes=3),
-      lambda g: from_networkx(to_networkx(g)),
-      lambda g: from_jraph(to_jraph(g), g.schema),
+    lambda g: g.with_incoming(),
+    lambda g: g.with_reverses(prefix="again_"),
+    lambda g: g.with_self_loops(),
+    lambda g: pad(g, {"paper": 16}, {}),
+    lambda g: hgt_sample(g, [1, 2], [3], np.random.default_rng(0), max_neighbors=2),
+    lambda g: neighbor_sample(g, [1, 2], [2], np.random.default_rng(0)),
+    lambda g: from_pyg(to_pyg(g), num_classes=3),
+    lambda g: from_networkx(to_networkx(g)),
+    lambda g: from_jraph(to_jraph(g), g.schema),
   ):
     expected, got = change(graph), change(mapped)
     assert got.schema == expected.schema

@@ -18,9 +18,9 @@ def by_hand():
   Classes: a 0, b 0, c 1, d 1, e unlabelled, f 0.
   """
   return HeteroGraph.from_arrays(
-      nodes={"person": {"labels": np.array([0, 0, 1, 1, -1, 0])}, "club": {"num_nodes": 2}},
-      edges={("person", "in", "club"): np.array([[0, 1, 2, 2, 3, 4], [0, 0, 0, 1, 1, 1]])},
-      target="person",
+    nodes={"person": {"labels": np.array([0, 0, 1, 1, -1, 0])}, "club": {"num_nodes": 2}},
+    edges={("person", "in", "club"): np.array([[0, 1, 2, 2, 3, 4], [0, 0, 0, 1, 1, 1]])},
+    target="person",
   ).with_reverses()
 
 
@@ -58,15 +58,15 @@ def test_chunks_equal_brute_force(seed, self_pairs, cells):
   labels = rng.integers(-1, 3, num)
   labels[:2] = (0, 1)
   graph = HeteroGraph.from_arrays(
-      nodes={"n": {"labels": labels}, "m": {"num_nodes": middle}},
-      edges={
-          ("n", "r", "m"): rng.integers(0, (num, middle), (int(rng.integers(0, 25)), 2)).T,
-          ("m", "s", "n"): rng.integers(0, (middle, num), (int(rng.integers(0, 25)), 2)).T,
-          ("n", "t", "n"): rng.integers(0, num, (2, int(rng.integers(1, 20)))),
-          ("n", "empty", "n"): np.zeros((2, 0), int),
-      },
-      target="n",
-      num_classes=3,
+    nodes={"n": {"labels": labels}, "m": {"num_nodes": middle}},
+    edges={
+      ("n", "r", "m"): rng.integers(0, (num, middle), (int(rng.integers(0, 25)), 2)).T,
+      ("m", "s", "n"): rng.integers(0, (middle, num), (int(rng.integers(0, 25)), 2)).T,
+      ("n", "t", "n"): rng.integers(0, num, (2, int(rng.integers(1, 20)))),
+      ("n", "empty", "n"): np.zeros((2, 0), int),
+    },
+    target="n",
+    num_classes=3,
   )
   dense = {}
   for name, edges in graph.edges.items():
@@ -110,10 +110,10 @@ def test_the_worm_is_heterophilic():
   """Relations as the data's own notes give them; metapaths pinned from this code (2026-11-23)."""
   graph = data.load("celegans")
   published = {
-      "chemical": (3604, 0.379, 0.149),
-      "electrical": (2155, 0.377, 0.131),
-      "monoamine": (1920, 0.247, -0.108),
-      "peptide": (7035, 0.250, -0.028),
+    "chemical": (3604, 0.379, 0.149),
+    "electrical": (2155, 0.377, 0.131),
+    "monoamine": (1920, 0.247, -0.108),
+    "peptide": (7035, 0.250, -0.028),
   }
   for relation, figures in published.items():
     h = homophily.relation_homophily(graph, ("neuron", relation, "neuron"))

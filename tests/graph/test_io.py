@@ -14,11 +14,11 @@ from tests.models.graphs import random_graph
 def arrays(**changes):
   """A right file's content, changed."""
   content = {
-      "target": np.array("paper"),
-      "nodes/paper/features": np.ones((4, 2)),
-      "nodes/paper/labels": np.array([0, 1, 0, -1]),
-      "nodes/author/num_nodes": np.array(3),
-      "edges/author/writes/paper/index": np.array([[0, 1, 2], [3, 2, 1]]),
+    "target": np.array("paper"),
+    "nodes/paper/features": np.ones((4, 2)),
+    "nodes/paper/labels": np.array([0, 1, 0, -1]),
+    "nodes/author/num_nodes": np.array(3),
+    "edges/author/writes/paper/index": np.array([[0, 1, 2], [3, 2, 1]]),
   }
   return {k: v for k, v in (content | changes).items() if v is not None}
 
@@ -44,26 +44,30 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"target": None}, "key 'target' is missing"),
-        ({"target": np.array("venue")}, "target 'venue' is no node type"),
-        ({"edges/author/writes/paper/index": np.array([[0, 1, 7], [0, 1, 2]])},
-         r"senders of \('author', 'writes', 'paper'\): edge 2 has index 7, outside the 3 nodes"),
-        ({"edges/author/writes/paper/index": np.zeros((3, 2), int)}, r"shape \[3, 2\]: give \[2"),
-        ({"nodes/paper/features": np.array([[1, 2], [3, np.nan], [0, 0], [1, 1]])},
-         "row 1, column 1 is nan"),
-        ({"nodes/paper/features": np.ones((3, 2))}, "4|3"),
-        ({"nodes/paper/labels": np.array([0, 1, -2, 0])}, "label -2 of 'paper' node 2 is outside"),
-        ({"class_names": np.array(["only"])}, "label 1 of 'paper' node 1 is outside"),
-        ({"nodes/paper/labels": np.array([0.0, 1.0, 0.5, 0.0])}, "give integers"),
-        ({"edges/author/reads/book/index": np.zeros((2, 0), int)}, "names node type 'book'"),
-        ({"splits/train": np.ones(3, bool)}, r"split 'train' is bool\[3\]: give bool\[4\]"),
-        ({"class_names": np.array("only")}, r"'class_names' has shape \[\]: give \[C\]"),
-        ({"nodes/author/num_nodes": np.array(-3)}, "num_nodes of node type 'author' is -3"),
-        ({"extra": np.ones(1)}, "key 'extra' is not understood"),
-        ({"edges/author/writes/paper/features": np.ones((2, 1))}, "2 rows, 3 are expected"),
-    ],
+  "changes, message",
+  [
+    ({"target": None}, "key 'target' is missing"),
+    ({"target": np.array("venue")}, "target 'venue' is no node type"),
+    (
+      {"edges/author/writes/paper/index": np.array([[0, 1, 7], [0, 1, 2]])},
+      r"senders of \('author', 'writes', 'paper'\): edge 2 has index 7, outside the 3 nodes",
+    ),
+    ({"edges/author/writes/paper/index": np.zeros((3, 2), int)}, r"shape \[3, 2\]: give \[2"),
+    (
+      {"nodes/paper/features": np.array([[1, 2], [3, np.nan], [0, 0], [1, 1]])},
+      "row 1, column 1 is nan",
+    ),
+    ({"nodes/paper/features": np.ones((3, 2))}, "4|3"),
+    ({"nodes/paper/labels": np.array([0, 1, -2, 0])}, "label -2 of 'paper' node 2 is outside"),
+    ({"class_names": np.array(["only"])}, "label 1 of 'paper' node 1 is outside"),
+    ({"nodes/paper/labels": np.array([0.0, 1.0, 0.5, 0.0])}, "give integers"),
+    ({"edges/author/reads/book/index": np.zeros((2, 0), int)}, "names node type 'book'"),
+    ({"splits/train": np.ones(3, bool)}, r"split 'train' is bool\[3\]: give bool\[4\]"),
+    ({"class_names": np.array("only")}, r"'class_names' has shape \[\]: give \[C\]"),
+    ({"nodes/author/num_nodes": np.array(-3)}, "num_nodes of node type 'author' is -3"),
+    ({"extra": np.ones(1)}, "key 'extra' is not understood"),
+    ({"edges/author/writes/paper/features": np.ones((2, 1))}, "2 rows, 3 are expected"),
+  ],
 )
 def test_a_wrong_file_is_refused_in_one_line(tmp_path, changes, message):
   np.savez(tmp_path / "graph.npz", **arrays(**changes))

@@ -58,8 +58,10 @@ def test_incoming_lists_the_same_edges():
     sender = g.incoming.senders[:count] - starts[relation]
     ends = np.array([g.rows(name[2])[0] for name in g.schema.edge_types])
     got.append(np.stack([relation, sender, g.incoming.receivers[:count] - ends[relation]]))
-    widest = [np.zeros((len(e.senders), 2)) if e.features is None else e.features
-              for e in (g.edges[name] for name in g.schema.edge_types)]
+    widest = [
+      np.zeros((len(e.senders), 2)) if e.features is None else e.features
+      for e in (g.edges[name] for name in g.schema.edge_types)
+    ]
     features.append(np.concatenate(widest)[g.incoming.edge_ids[:count]])
   np.testing.assert_array_equal(*got)
   np.testing.assert_array_equal(*features)

@@ -28,18 +28,18 @@ def big_graph(seed: int = 0) -> HeteroGraph:
   pick = lambda name, count: rng.integers(0, TYPES[name] - 1, count)
   number = lambda count: np.arange(count, dtype=np.float32)
   return HeteroGraph.from_arrays(
-      nodes={
-          "paper": {"features": rng.normal(size=(60, 3)), "labels": np.arange(60) % 4},
-          "author": {"features": number(40)},
-          "venue": {"num_nodes": 6},
-      },
-      edges={
-          ("paper", "cites", "paper"): (pick("paper", 200), pick("paper", 200), number(200)),
-          ("author", "writes", "paper"): (pick("author", 150), pick("paper", 150)),
-          ("paper", "in", "venue"): (pick("paper", 90), pick("venue", 90)),
-      },
-      target="paper",
-      splits={"train": np.arange(60) % 3 == 0},
+    nodes={
+      "paper": {"features": rng.normal(size=(60, 3)), "labels": np.arange(60) % 4},
+      "author": {"features": number(40)},
+      "venue": {"num_nodes": 6},
+    },
+    edges={
+      ("paper", "cites", "paper"): (pick("paper", 200), pick("paper", 200), number(200)),
+      ("author", "writes", "paper"): (pick("author", 150), pick("paper", 150)),
+      ("paper", "in", "venue"): (pick("paper", 90), pick("venue", 90)),
+    },
+    target="paper",
+    splits={"train": np.arange(60) % 3 == 0},
   ).with_reverses()
 
 
@@ -65,7 +65,7 @@ def check_is_part_of(sample, graph, seeds):
       if getattr(parent, field) is not None:
         np.testing.assert_array_equal(getattr(nodes, field), getattr(parent, field)[nodes.ids])
   np.testing.assert_array_equal(
-      sample.splits["train"], graph.splits["train"][sample.nodes["paper"].ids]
+    sample.splits["train"], graph.splits["train"][sample.nodes["paper"].ids]
   )
   for name, edges in sample.edges.items():
     assert not edge_list(sample, name) - edge_list(graph, name)
@@ -82,10 +82,13 @@ def check_is_part_of(sample, graph, seeds):
 def check_has_all_edges_among_its_nodes(sample, graph):
   for name in graph.schema.edge_types:
     tails, heads = (set(sample.nodes[end].ids.tolist()) for end in (name[0], name[2]))
-    among = Counter({
-        edge: count for edge, count in edge_list(graph, name).items()
+    among = Counter(
+      {
+        edge: count
+        for edge, count in edge_list(graph, name).items()
         if edge[0] in tails and edge[1] in heads
-    })
+      }
+    )
     assert edge_list(sample, name) == among
 
 
@@ -128,8 +131,8 @@ def test_hgt_draws_pairs_as_successive_draws_without_replacement():
   total = sum(value**2 for value in budget.values())
   p = {k: v**2 / total for k, v in budget.items()}
   shares = {
-      frozenset(pair): sum(p[a] * p[b] / (1 - p[a]) for a, b in (pair, pair[::-1]))
-      for pair in itertools.combinations(p, 2)
+    frozenset(pair): sum(p[a] * p[b] / (1 - p[a]) for a, b in (pair, pair[::-1]))
+    for pair in itertools.combinations(p, 2)
   }
   sampler, rng, counts = Sampler(graph), np.random.default_rng(1), Counter()
   for _ in range(2000):
@@ -216,9 +219,9 @@ def test_a_choice_of_three_is_uniform(count):
 
 
 CALLS = {
-    "hgt": lambda sampler, seeds, rng: sampler.hgt(seeds, [5, 5], rng),
-    "hgt_bounded": lambda sampler, seeds, rng: sampler.hgt(seeds, [5, 5], rng, max_neighbors=2),
-    "neighbor": lambda sampler, seeds, rng: sampler.neighbor(seeds, [3, 3], rng),
+  "hgt": lambda sampler, seeds, rng: sampler.hgt(seeds, [5, 5], rng),
+  "hgt_bounded": lambda sampler, seeds, rng: sampler.hgt(seeds, [5, 5], rng, max_neighbors=2),
+  "neighbor": lambda sampler, seeds, rng: sampler.neighbor(seeds, [3, 3], rng),
 }
 
 
@@ -247,8 +250,8 @@ def test_the_arguments_alone_decide(call):
 def test_isolated_seeds_come_back_alone():
   graph = big_graph()
   for sample in (
-      hgt_sample(graph, [59], [8, 8], np.random.default_rng(0)),
-      neighbor_sample(graph, [59], [8, 8], np.random.default_rng(0)),
+    hgt_sample(graph, [59], [8, 8], np.random.default_rng(0)),
+    neighbor_sample(graph, [59], [8, 8], np.random.default_rng(0)),
   ):
     assert sample.num_nodes == {"paper": 1, "author": 0, "venue": 0}
     assert all(len(edges.senders) == 0 for edges in sample.edges.values())
@@ -265,16 +268,16 @@ def test_padding_of_the_parent_is_never_sampled():
 
 
 @pytest.mark.parametrize(
-    ("seeds", "fanouts", "message"),
-    [
-        ([1, 5, 1], [2], "seed 1 stands 2 times"),
-        ([1, 60], [2], r"seed 1 is 60, outside the rows 0\.\.59 of 'paper'"),
-        ([], [2], "give at least one row of 'paper'"),
-        ([1.5], [2], r"seeds are float64\[1\]"),
-        ([1], {"papers": [2]}, "unknown node type 'papers': the graph has 'paper', 'author'"),
-        ([1], [-1], "fan-out -1 of node type 'paper': give 0 or more"),
-        ([1], {"paper": [2], "author": [2, 2]}, r"fan-outs have \[1, 2\] steps"),
-    ],
+  ("seeds", "fanouts", "message"),
+  [
+    ([1, 5, 1], [2], "seed 1 stands 2 times"),
+    ([1, 60], [2], r"seed 1 is 60, outside the rows 0\.\.59 of 'paper'"),
+    ([], [2], "give at least one row of 'paper'"),
+    ([1.5], [2], r"seeds are float64\[1\]"),
+    ([1], {"papers": [2]}, "unknown node type 'papers': the graph has 'paper', 'author'"),
+    ([1], [-1], "fan-out -1 of node type 'paper': give 0 or more"),
+    ([1], {"paper": [2], "author": [2, 2]}, r"fan-outs have \[1, 2\] steps"),
+  ],
 )
 def test_bad_arguments_are_named(seeds, fanouts, message):
   with pytest.raises(InputError, match=message):

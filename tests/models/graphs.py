@@ -14,14 +14,14 @@ def random_graph(seed: int = 0, *, num_papers: int = 13, num_authors: int = 7, n
   labels = np.arange(num_papers) % 3
   labels[1] = -1
   return HeteroGraph.from_arrays(
-      nodes={
-          "paper": {"features": rng.normal(size=(num_papers, 5)), "labels": labels},
-          "author": {"features": rng.normal(size=(num_authors, 4))},
-      },
-      edges={
-          ("author", "writes", "paper"): (authors, papers, rng.normal(size=(num_edges, 2))),
-          ("paper", "cites", "paper"): (papers, cited),
-          ("paper", "retracted_by", "author"): np.zeros((2, 0), np.int64),
-      },
-      target="paper",
+    nodes={
+      "paper": {"features": rng.normal(size=(num_papers, 5)), "labels": labels},
+      "author": {"features": rng.normal(size=(num_authors, 4))},
+    },
+    edges={
+      ("author", "writes", "paper"): (authors, papers, rng.normal(size=(num_edges, 2))),
+      ("paper", "cites", "paper"): (papers, cited),
+      ("paper", "retracted_by", "author"): np.zeros((2, 0), np.int64),
+    },
+    target="paper",
   )

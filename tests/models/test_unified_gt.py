@@ -88,9 +88,15 @@ def test_sampled_seeds_are_hidden_unless_the_official_behaviour_is_asked_for():
 
 
 @pytest.mark.parametrize(
-    "make", [former, *(functools.partial(lambda cls, g: cls(g.schema, dim=16, rngs=nnx.Rngs(0)), cls)
-                       for cls in (MLP, GCN, HGT))],
-    ids=["h2g_former", "mlp", "gcn", "hgt"],
+  "make",
+  [
+    former,
+    *(
+      functools.partial(lambda cls, g: cls(g.schema, dim=16, rngs=nnx.Rngs(0)), cls)
+      for cls in (MLP, GCN, HGT)
+    ),
+  ],
+  ids=["h2g_former", "mlp", "gcn", "hgt"],
 )
 def test_permuting_nodes_permutes_logits(make):
   graph = random_graph()
@@ -98,11 +104,11 @@ def test_permuting_nodes_permutes_logits(make):
   order = rng.permutation(13)
   place = np.argsort(order)
   nodes = {
-      "paper": {
-          "features": np.asarray(graph.nodes["paper"].features)[order],
-          "labels": np.asarray(graph.nodes["paper"].labels)[order],
-      },
-      "author": {"features": np.asarray(graph.nodes["author"].features)},
+    "paper": {
+      "features": np.asarray(graph.nodes["paper"].features)[order],
+      "labels": np.asarray(graph.nodes["paper"].labels)[order],
+    },
+    "author": {"features": np.asarray(graph.nodes["author"].features)},
   }
   edges = {}
   for edge_type, edge in graph.edges.items():
@@ -123,13 +129,19 @@ def test_one_type_and_one_relation_equal_the_untyped_transformer():
   x = rng.normal(size=(num, 5)).astype(np.float32)
   senders, receivers = rng.integers(0, num, (2, 30))
   graph = HeteroGraph.from_arrays(
-      nodes={"n": {"features": x, "labels": np.arange(num) % 2}},
-      edges={("n", "r", "n"): (senders, receivers)},
-      target="n",
+    nodes={"n": {"features": x, "labels": np.arange(num) % 2}},
+    edges={("n", "r", "n"): (senders, receivers)},
+    target="n",
   ).with_incoming()
   model = h2g_former(
-      graph.schema, dim=dim, num_layers=1, num_heads=2, clip=None, label_embedding=False,
-      key_weights=False, rngs=nnx.Rngs(0),
+    graph.schema,
+    dim=dim,
+    num_layers=1,
+    num_heads=2,
+    clip=None,
+    label_embedding=False,
+    key_weights=False,
+    rngs=nnx.Rngs(0),
   )
 
   def norm(h):
@@ -165,13 +177,13 @@ def test_residual_and_norm_options_compose(residual, norm):
   graph = random_graph().with_incoming()
   rngs = nnx.Rngs(0)
   model = UnifiedGT(
-      graph.schema,
-      encoder=HeteroEncoder(graph.schema, 16, rngs=rngs),
-      residual=residual,
-      norm=TypedLayerNorm if norm else None,
-      jumping_knowledge=norm is None,
-      **SMALL,
-      rngs=rngs,
+    graph.schema,
+    encoder=HeteroEncoder(graph.schema, 16, rngs=rngs),
+    residual=residual,
+    norm=TypedLayerNorm if norm else None,
+    jumping_knowledge=norm is None,
+    **SMALL,
+    rngs=rngs,
   )
   assert bool(jnp.isfinite(model(graph)).all())
 
@@ -192,10 +204,10 @@ def test_padding_poisoned_with_nan_changes_nothing():
     return x
 
   padded = padded.replace(
-      nodes={
-          name: n.replace(features=poison(n.features, len(graph.nodes[name].ids)))
-          for name, n in padded.nodes.items()
-      }
+    nodes={
+      name: n.replace(features=poison(n.features, len(graph.nodes[name].ids)))
+      for name, n in padded.nodes.items()
+    }
   )
   np.testing.assert_allclose(model(padded)[:13], expected, atol=1e-5)
 

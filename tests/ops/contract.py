@@ -40,7 +40,9 @@ def value_and_grads(function, *arrays):
   return value, pull(cotangent.astype(value.dtype))
 
 
-def agrees(case: Case, implementation: str, arrays, *, dtype=jnp.float32, grads: bool = True) -> None:
+def agrees(
+  case: Case, implementation: str, arrays, *, dtype=jnp.float32, grads: bool = True
+) -> None:
   """Value and gradients against the float64 reference, by relative norm."""
   arrays = [jnp.asarray(x, dtype) for x in arrays]
   value, pulled = value_and_grads(lambda *a: case(implementation, *a), *arrays)
@@ -54,7 +56,9 @@ def agrees(case: Case, implementation: str, arrays, *, dtype=jnp.float32, grads:
       assert distance(got, want) <= 4 * tolerance, f"gradient of argument {at}"
 
 
-def matches_finite_differences(case: Case, implementation: str, arrays, *, step: float = 1e-2) -> None:
+def matches_finite_differences(
+  case: Case, implementation: str, arrays, *, step: float = 1e-2
+) -> None:
   """The directional derivative along a random direction against central differences."""
   rng = np.random.default_rng(0)
   arrays = [jnp.asarray(x, jnp.float32) for x in arrays]
@@ -63,8 +67,8 @@ def matches_finite_differences(case: Case, implementation: str, arrays, *, step:
   _, pulled = value_and_grads(lambda *a: case(implementation, *a), *arrays)
   slope = sum(float(jnp.sum(g * d)) for g, d in zip(pulled, directions))
   up, down = (
-      weigh(case(implementation, *(x + sign * step * d for x, d in zip(arrays, directions))))
-      for sign in (1, -1)
+    weigh(case(implementation, *(x + sign * step * d for x, d in zip(arrays, directions))))
+    for sign in (1, -1)
   )
   measured = (up - down) / (2 * step)
   assert abs(measured - slope) <= 2e-2 * max(abs(slope), 1.0), (measured, slope)
@@ -91,8 +95,10 @@ def shards(case: Case, implementation: str, arrays, axes) -> None:
   mesh = Mesh(np.array(jax.devices()[:2]), ("x",))
   arrays = [jnp.asarray(x, jnp.float32) for x in arrays]
   placed = [
-      jax.device_put(x, NamedSharding(mesh, PartitionSpec(*(("x" if i == axis else None) for i in range(x.ndim)))))
-      for x, axis in zip(arrays, axes)
+    jax.device_put(
+      x, NamedSharding(mesh, PartitionSpec(*(("x" if i == axis else None) for i in range(x.ndim))))
+    )
+    for x, axis in zip(arrays, axes)
   ]
   function = jax.jit(lambda *a: value_and_grads(lambda *b: case(implementation, *b), *a))
   one, two = function(*arrays), function(*placed)

@@ -23,11 +23,13 @@ def example(num=65, rows=63, edges=257, heads=3, width=5, value_width=4, seed=0,
   receivers = rng.integers(0, max(num - 2, 1), edges)
   index = build_edge_index(senders, receivers, rows, num, capacity=capacity)
   q, k, v, bias = (
-      rng.normal(size=shape).astype(np.float32)
-      for shape in (
-          (num, heads, width), (rows, heads, width), (rows, heads, value_width),
-          (len(index.senders), heads),
-      )
+    rng.normal(size=shape).astype(np.float32)
+    for shape in (
+      (num, heads, width),
+      (rows, heads, width),
+      (rows, heads, value_width),
+      (len(index.senders), heads),
+    )
   )
   return index, q, k, v, bias
 
@@ -148,7 +150,9 @@ def test_order_of_edges_and_names_of_nodes_do_not_matter(seed):
   np.testing.assert_allclose(shuffled, out, atol=1e-5)
   rows, nodes = rng.permutation(9), rng.permutation(7)
   renamed = build(np.argsort(rows)[senders], np.argsort(nodes)[receivers])
-  np.testing.assert_allclose(edge_attention(q[nodes], k[rows], v[rows], renamed), out[nodes], atol=1e-5)
+  np.testing.assert_allclose(
+    edge_attention(q[nodes], k[rows], v[rows], renamed), out[nodes], atol=1e-5
+  )
 
 
 def test_a_constant_on_a_receivers_logits_does_not_matter():
@@ -185,12 +189,12 @@ def test_sum_meets_the_contract(weighted):
 def test_calls_that_cannot_be_served_say_why():
   index, q, k, v, bias = example()
   for change, message in [
-      (dict(q=q[:3]), r"q \(3, 3, 5\) must be \[N, H, D\] with the index's N = 65"),
-      (dict(k=k[:, :2]), "must be"),
-      (dict(v=v[:9]), r"with \[M, H\] = \(63, 3\) of k"),
-      (dict(bias=bias[:5]), r"bias \(5, 3\) must be \[E, H\]"),
-      (dict(clip=-1.0), "clip=-1.0 must be positive"),
-      (dict(dropout_rate=1.0), "dropout_rate=1.0"),
+    (dict(q=q[:3]), r"q \(3, 3, 5\) must be \[N, H, D\] with the index's N = 65"),
+    (dict(k=k[:, :2]), "must be"),
+    (dict(v=v[:9]), r"with \[M, H\] = \(63, 3\) of k"),
+    (dict(bias=bias[:5]), r"bias \(5, 3\) must be \[E, H\]"),
+    (dict(clip=-1.0), "clip=-1.0 must be positive"),
+    (dict(dropout_rate=1.0), "dropout_rate=1.0"),
   ]:
     with pytest.raises(ValueError, match=message):
       edge_attention(**(dict(q=q, k=k, v=v, index=index) | change))

@@ -12,7 +12,9 @@ OFFSETS = (0, 1, 1, 64, 257)
 
 def arrays(rows=257, seed=0):
   rng = np.random.default_rng(seed)
-  return tuple(rng.normal(size=shape).astype(np.float32) for shape in ((rows, 5), (4, 5, 3), (4, 3)))
+  return tuple(
+    rng.normal(size=shape).astype(np.float32) for shape in ((rows, 5), (4, 5, 3), (4, 3))
+  )
 
 
 def case_of(offsets):
@@ -23,7 +25,9 @@ def case_of(offsets):
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize("offsets", [OFFSETS, np.array(OFFSETS, np.int32)], ids=["static", "dynamic"])
+@pytest.mark.parametrize(
+  "offsets", [OFFSETS, np.array(OFFSETS, np.int32)], ids=["static", "dynamic"]
+)
 def test_contract(offsets):
   case = case_of(offsets if isinstance(offsets, tuple) else jnp.asarray(offsets))
   contract.agrees(case, "xla", arrays())

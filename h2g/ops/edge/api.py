@@ -33,19 +33,19 @@ class EdgeAttentionOut(NamedTuple):
 
 
 def edge_attention(
-    q: Array,
-    k: Array,
-    v: Array,
-    index: EdgeIndex,
-    *,
-    bias: Array | None = None,
-    scale: float | None = None,
-    clip: float | None = None,
-    dropout_rate: float = 0.0,
-    dropout_key: Array | None = None,
-    return_weights: bool = False,
-    return_lse: bool = False,
-    implementation: str | None = None,
+  q: Array,
+  k: Array,
+  v: Array,
+  index: EdgeIndex,
+  *,
+  bias: Array | None = None,
+  scale: float | None = None,
+  clip: float | None = None,
+  dropout_rate: float = 0.0,
+  dropout_key: Array | None = None,
+  return_weights: bool = False,
+  return_lse: bool = False,
+  implementation: str | None = None,
 ) -> Array | EdgeAttentionOut:
   """Softmax attention of every receiver over its incoming edges.
 
@@ -53,8 +53,8 @@ def edge_attention(
     o[n,h] = sum_{e: r(e) = n} softmax_e(s[e,h]) v[u(e),h]
 
   r(e) the receiver and u(e) the message row of edge e. All edges of a receiver share one softmax;
-  relations are told apart by their message rows (`HeteroGraph.message_rows`). Differentiable in q, k, v
-  and bias; where the clip bites the gradient of q and k is zero.
+  relations are told apart by their message rows (`HeteroGraph.message_rows`). Differentiable in q,
+  k, v and bias; where the clip bites the gradient of q and k is zero.
 
   Args:
     q: [N, H, D] float.
@@ -74,7 +74,8 @@ def edge_attention(
   Raises:
     ValueError: shapes disagree, or a setting is out of range.
     NotImplementedError: unknown implementation, or one that cannot return what is asked for.
-  Source: arXiv 1710.10903 eq. 3-6 (graph attention); arXiv 2407.10916 (clip, all relations together).
+  Source: arXiv 1710.10903 eq. 3-6 (graph attention); arXiv 2407.10916 (clip, all relations
+    together).
   """
   _check(q, k, v, index, bias)
   if not 0 <= dropout_rate < 1:
@@ -91,8 +92,19 @@ def edge_attention(
   if dropout_key is not None and dropout_rate:
     keep = reference.kept(dropout_key, dropout_rate, (index.senders.shape[0], q.shape[1]))
   out, lse, weights = dispatch.choose(
-      "edge_attention", ATTENTION, ORDER, implementation,
-      q, k, v, index, bias=bias, scale=scale, clip=clip, keep=keep, return_weights=return_weights,
+    "edge_attention",
+    ATTENTION,
+    ORDER,
+    implementation,
+    q,
+    k,
+    v,
+    index,
+    bias=bias,
+    scale=scale,
+    clip=clip,
+    keep=keep,
+    return_weights=return_weights,
   )
   if return_weights or return_lse:
     return EdgeAttentionOut(out, lse if return_lse else None, weights if return_weights else None)
@@ -100,12 +112,12 @@ def edge_attention(
 
 
 def edge_sum(
-    x: Array,
-    index: EdgeIndex,
-    *,
-    weights: Array | None = None,
-    mean: bool = False,
-    implementation: str | None = None,
+  x: Array,
+  index: EdgeIndex,
+  *,
+  weights: Array | None = None,
+  mean: bool = False,
+  implementation: str | None = None,
 ) -> Array:
   """Weighted sum over incoming edges: out[n] = sum_{e: r(e) = n} w[e] x[u(e)].
 
@@ -131,11 +143,13 @@ def edge_sum(
     return jnp.zeros((index.indptr.shape[0] - 1, *x.shape[1:]), x.dtype)
   accumulate = jnp.float64 if x.dtype == jnp.float64 else jnp.float32  # float64 serves the tests
   heads = x if x.ndim == 3 else x[:, None, :]
-  wide = None if weights is None else jnp.broadcast_to(
-      weights.reshape(num_edges, -1), (num_edges, heads.shape[1])
+  wide = (
+    None
+    if weights is None
+    else jnp.broadcast_to(weights.reshape(num_edges, -1), (num_edges, heads.shape[1]))
   )
   out = dispatch.choose(
-      "edge_sum", SUM, ORDER, implementation, heads.astype(accumulate), index, weights=wide
+    "edge_sum", SUM, ORDER, implementation, heads.astype(accumulate), index, weights=wide
   )
   if mean:
     count = jnp.maximum(jnp.diff(index.indptr), 1).astype(out.dtype)
@@ -154,4 +168,3 @@ def _check(q: Array, k: Array, v: Array, index: EdgeIndex, bias: Array | None) -
   expected = (index.senders.shape[0], q.shape[1])
   if bias is not None and bias.shape != expected:
     raise ValueError(f"bias {bias.shape} must be [E, H] = {expected}")
-

@@ -31,7 +31,7 @@ class EdgeIndex(NamedTuple):
 
 
 def build_edge_index(
-    senders, receivers, num_senders: int, num_receivers: int, *, capacity: int | None = None
+  senders, receivers, num_senders: int, num_receivers: int, *, capacity: int | None = None
 ) -> EdgeIndex:
   """Sorts edges both ways, on the host, in O(E).
 
@@ -48,7 +48,10 @@ def build_edge_index(
   senders, receivers = np.asarray(senders), np.asarray(receivers)
   if senders.shape != receivers.shape or senders.ndim != 1:
     raise ValueError(f"senders {senders.shape} and receivers {receivers.shape} must be equal [E]")
-  for name, ids, bound in (("senders", senders, num_senders), ("receivers", receivers, num_receivers)):
+  for name, ids, bound in (
+    ("senders", senders, num_senders),
+    ("receivers", receivers, num_receivers),
+  ):
     if ids.size and (ids.min() < 0 or ids.max() >= bound):
       at = int(np.flatnonzero((ids < 0) | (ids >= bound))[0])
       raise ValueError(f"{name}[{at}] = {ids[at]} is outside [0, {bound})")
@@ -61,12 +64,12 @@ def build_edge_index(
   pad = lambda ids: np.pad(ids.astype(np.int32), (0, capacity - num_edges))
   sorted_senders = senders[order]
   return EdgeIndex(
-      indptr=_indptr(receivers, num_receivers),
-      senders=pad(sorted_senders),
-      receivers=pad(receivers[order]),
-      sender_indptr=_indptr(senders, num_senders),
-      sender_order=pad(np.argsort(sorted_senders, kind="stable")),
-      edge_ids=pad(order),
+    indptr=_indptr(receivers, num_receivers),
+    senders=pad(sorted_senders),
+    receivers=pad(receivers[order]),
+    sender_indptr=_indptr(senders, num_senders),
+    sender_order=pad(np.argsort(sorted_senders, kind="stable")),
+    edge_ids=pad(order),
   )
 
 

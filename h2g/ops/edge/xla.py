@@ -1,10 +1,11 @@
 """Edge operations that read rows instead of scattering, for any platform through XLA.
 
-Plan. A receiver's edges are cut into virtual rows of W edges (W static, R = N + E / W rows), so that
-every array has a static shape and nothing is scattered per edge: a virtual row gathers its W messages
-one after the other and adds them up on chip; what R rows give is then added per receiver, a block of
-rows at a time. The backward pass does the same twice: by receiver for dq (and the logits' gradients, E x H
-scalars), by sender for dk and dv. No array of edges x features is allocated.
+Plan. A receiver's edges are cut into virtual rows of W edges (W static, R = N + E / W rows), so
+that every array has a static shape and nothing is scattered per edge: a virtual row gathers its W
+messages one after the other and adds them up on chip; what R rows give is then added per receiver,
+a block of rows at a time. The backward pass does the same twice: by receiver for dq (and the
+logits' gradients, E x H scalars), by sender for dk and dv. No array of edges x features is
+allocated.
 
 Seeds that train together (`jax.vmap` over q, k, v with one index) become heads: rows of S * H heads
 are gathered in one piece.
@@ -192,13 +193,13 @@ def _seeds_as_heads(function):
     def rule(size, in_batched, *args):
       is_index = [isinstance(arg, EdgeIndex) for arg in args]
       shared = all(
-          not any(jax.tree.leaves(flag)) for flag, index in zip(in_batched, is_index) if index
+        not any(jax.tree.leaves(flag)) for flag, index in zip(in_batched, is_index) if index
       )
       if not shared:
         # Every seed has its own graph: one after the other.
         moved = [
-            jax.tree.map(lambda x, b: x if b else jnp.broadcast_to(x, (size, *x.shape)), arg, flag)
-            for arg, flag in zip(args, in_batched)
+          jax.tree.map(lambda x, b: x if b else jnp.broadcast_to(x, (size, *x.shape)), arg, flag)
+          for arg, flag in zip(args, in_batched)
         ]
         outs = jax.lax.map(lambda one: call(scale, clip, *one), tuple(moved))
         return outs, jax.tree.map(lambda _: True, outs)
@@ -213,8 +214,8 @@ def _seeds_as_heads(function):
         return jnp.moveaxis(x, 1, 0)
 
       folded = [
-          arg if index else jax.tree.map(fold, arg, flag)
-          for arg, flag, index in zip(args, in_batched, is_index)
+        arg if index else jax.tree.map(fold, arg, flag)
+        for arg, flag, index in zip(args, in_batched, is_index)
       ]
       outs = jax.tree.map(unfold, call(scale, clip, *folded))
       return outs, jax.tree.map(lambda _: True, outs)
@@ -253,7 +254,9 @@ attend.defvjp(_attend_fwd, _attend_bwd)
 def edge_attention(q, k, v, index: EdgeIndex, *, bias, scale, clip, keep, return_weights=False):
   """(out in v's dtype, lse, None); see `api.edge_attention`. keep: [E, H] or None."""
   if return_weights:
-    raise NotImplementedError("'xla' keeps no weights and cannot serve return_weights: use 'reference'")
+    raise NotImplementedError(
+      "'xla' keeps no weights and cannot serve return_weights: use 'reference'"
+    )
   q32, k32, v32 = (x.astype(jnp.float32) for x in (q, k, v))
   bias = None if bias is None else bias.astype(jnp.float32)
   out, lse = attend(scale, clip, q32, k32, v32, bias, keep, index)

@@ -4,6 +4,7 @@ Axes: N rows, T types, F width in, G width out.
 """
 
 from collections.abc import Sequence
+import itertools
 
 from jax import Array
 
@@ -16,12 +17,12 @@ ORDER = dict.fromkeys(("cpu", "gpu", "tpu"), ("xla", "reference"))
 
 
 def typed_linear(
-    x: Array,
-    w: Array,
-    *,
-    offsets: Sequence[int] | Array,
-    bias: Array | None = None,
-    implementation: str | None = None,
+  x: Array,
+  w: Array,
+  *,
+  offsets: Sequence[int] | Array,
+  bias: Array | None = None,
+  implementation: str | None = None,
 ) -> Array:
   """y[n] = x[n] w[t] + bias[t], t the type with offsets[t] <= n < offsets[t + 1].
 
@@ -29,7 +30,8 @@ def typed_linear(
     x: [N, F] float, rows sorted by type.
     w: [T, F, G] like x.
     offsets: T + 1 ascending row offsets from 0. A tuple of Python integers is static: one matrix
-      product per type. An int32 array [T + 1] is read on the device, and its values are not checked.
+      product per type. An int32 array [T + 1] is read on the device, and its values are not
+      checked.
     bias: [T, G] like x.
     implementation: "xla" or "reference"; None chooses.
   Returns:
@@ -48,12 +50,13 @@ def typed_linear(
     offsets = tuple(offsets)
     if len(offsets) != w.shape[0] + 1 or offsets[0] != 0 or offsets[-1] > x.shape[0]:
       raise ValueError(
-          f"offsets {offsets} must be T + 1 = {w.shape[0] + 1} numbers from 0 to at most N = {x.shape[0]}"
+        f"offsets {offsets} must be T + 1 = {w.shape[0] + 1} numbers from 0 to at most "
+        f"N = {x.shape[0]}"
       )
-    if any(a > b for a, b in zip(offsets, offsets[1:])):
+    if any(a > b for a, b in itertools.pairwise(offsets)):
       raise ValueError(f"offsets {offsets} must ascend")
   elif offsets.shape != (w.shape[0] + 1,):
     raise ValueError(f"offsets {offsets.shape} must be [T + 1] = ({w.shape[0] + 1},)")
   return dispatch.choose(
-      "typed_linear", IMPLEMENTATIONS, ORDER, implementation, x, w, offsets=offsets, bias=bias
+    "typed_linear", IMPLEMENTATIONS, ORDER, implementation, x, w, offsets=offsets, bias=bias
   )

@@ -1,8 +1,10 @@
 """Static offsets: one dense product per slice. Dynamic offsets: `jax.lax.ragged_dot`.
 
-On a CPU `ragged_dot` is an order of magnitude slower than the slices; on accelerators it is a grouped
-matrix product.
+On a CPU `ragged_dot` is an order of magnitude slower than the slices; on accelerators it is a
+grouped matrix product.
 """
+
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ def typed_linear(x, w, *, offsets, bias):
   """See `api.typed_linear`."""
   if isinstance(offsets, tuple):
     parts = []
-    for t, (begin, end) in enumerate(zip(offsets, offsets[1:])):
+    for t, (begin, end) in enumerate(itertools.pairwise(offsets)):
       if end > begin:
         y = jnp.dot(x[begin:end], w[t], preferred_element_type=jnp.float32)
         parts.append(y if bias is None else y + bias[t].astype(jnp.float32)[None, :])
@@ -23,7 +25,9 @@ def typed_linear(x, w, *, offsets, bias):
   row = jnp.arange(x.shape[0], dtype=offsets.dtype)
   real = (row < offsets[-1])[:, None]
   sizes = jnp.diff(offsets).astype(jnp.int32)
-  clean = jnp.where(real, x, 0)  # padding may be NaN, and the product sums over rows in its gradient
+  clean = jnp.where(
+    real, x, 0
+  )  # padding may be NaN, and the product sums over rows in its gradient
   y = jax.lax.ragged_dot(clean, w, sizes, preferred_element_type=jnp.float32)
   if bias is not None:
     types = jnp.searchsorted(offsets[1:], row, side="right")
