@@ -1,0 +1,10 @@
+"""Dense softmax attention and its statistics: see `attention`."""
+
+from h2g.ops.attention.api import attention
+from h2g.ops.attention.api import IMPLEMENTATIONS
+from h2g.ops.attention.api import ORDER
+from h2g.ops.attention.call import AttentionOut
+from h2g.ops.attention.call import Indices
+from h2g.ops.attention.call import TopKeys
+
+__all__ = ["IMPLEMENTATIONS", "ORDER", "AttentionOut", "Indices", "TopKeys", "attention"]
