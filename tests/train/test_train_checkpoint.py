@@ -1,5 +1,6 @@
 """A damaged checkpoint is told, set aside, and the one before it is used."""
 
+import gc
 from pathlib import Path
 import shutil
 
