@@ -66,7 +66,7 @@ def build(config) -> Experiment:
     logits = module(graph, visible=visible, key=dropout_key)
     labels = graph.target_labels
     value = cross_entropy(logits, labels, counted, config.labels.smoothing)
-    hits = jnp.sum(counted & (logits.argmax(-1) == labels)) / jnp.maximum(counted.sum(), 1)
+    hits = jnp.sum(counted & (logits.argmax(-1) == labels), dtype=jnp.float32) / how_many(counted)
     return value, {"train_accuracy": hits}
 
   def loss(params, rest, batch: Batch, key: Array):
@@ -93,7 +93,7 @@ def build(config) -> Experiment:
       labels = graph.target_labels
       stats[split] = {
         "confusion": confusion(labels, scores.argmax(-1), counted, num_classes),
-        "nll": cross_entropy(scores, labels, counted) * counted.sum(),
+        "nll": cross_entropy(scores, labels, counted) * counted.sum(dtype=jnp.float32),
       }
     return stats
 
@@ -138,12 +138,17 @@ def cross_entropy(logits: Array, labels: Array, counted: Array, smoothing: float
   """Mean over counted rows of -log softmax(logits)[label], labels smoothed; 0 where none counts."""
   targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
   nll = jnp.where(counted, optax.softmax_cross_entropy(logits, targets), 0.0)
-  return nll.sum() / jnp.maximum(counted.sum(), 1)
+  return nll.sum() / how_many(counted)
+
+
+def how_many(counted: Array) -> Array:
+  """Number of counted rows as a float to divide by, at least 1."""
+  return jnp.maximum(counted.sum(dtype=jnp.float32), 1.0)
 
 
 def confusion(labels: Array, predictions: Array, counted: Array, num_classes: int) -> Array:
   """[C, C] float32 counts, rows the true class, columns the predicted one."""
-  rows = jax.nn.one_hot(labels, num_classes) * counted[:, None]
+  rows = jnp.where(counted[:, None], jax.nn.one_hot(labels, num_classes), 0.0)
   return rows.T @ jax.nn.one_hot(predictions, num_classes)
 
 
