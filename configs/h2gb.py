@@ -23,7 +23,7 @@ OPTIONS = {"model": "h2g_former", "label": "role", "molecules": "nodes", "ablati
 ABLATIONS = {
   "": {},
   "labels": {"label_embedding": False},
-  "relations": {"key_weights": False, "value_weights": False},
+  "relations": {"key_weights": False},
   "ffn": {"typed_ffn": False},
 }
 # Settings chosen on the validation parts of role, ten seeds.
@@ -34,7 +34,6 @@ MODELS = {
     "num_heads": 8,
     "dropout_rate": 0.3,
     "input_dropout": 0.2,
-    "value_weights": True,
     "edge_bias": True,
     "specialise": 8.0,
   },
