@@ -3,8 +3,9 @@
   python experiments/speed/edge.py --json rows.json
 
 Peers: PyG's softmax and scatter over gathered q, k, v; the message passing of its TransformerConv
-(projections left out); our own reference form, which is what naive JAX costs. On a GPU the first also
-under torch.compile. Seeds that train together are one call for us and S * H heads for the peers.
+(projections left out); our own reference form, which is what naive JAX costs. On a GPU the first
+also under torch.compile. Seeds that train together are one call for us and S * H heads for the
+peers.
 """
 
 from collections.abc import Iterator
@@ -108,11 +109,13 @@ def cases(platform: str) -> Iterator[harness.Case]:
       return x.reshape(x.shape[0], seeds, heads, -1).movedim(1, 0) if seeds else x
 
     makers = {
-      "PyG softmax + scatter": lambda: pyg(receivers, senders, num),
-      "PyG TransformerConv": lambda: transformer_conv(receivers, senders, num, count, width),
+      "PyG softmax + scatter": functools.partial(pyg, receivers, senders, num),
+      "PyG TransformerConv": functools.partial(
+        transformer_conv, receivers, senders, num, count, width
+      ),
     }
     if platform == "gpu":
-      makers["PyG compiled"] = lambda: pyg(receivers, senders, num, compiled=True)
+      makers["PyG compiled"] = functools.partial(pyg, receivers, senders, num, compiled=True)
     peers = {key: absent or make() for key, make in makers.items()}
     tensors = [] if absent else [harness.to_torch(x) for x in folded]
     row_bytes = 4 * count * width

@@ -111,7 +111,8 @@ def to_torch(x) -> Any:
   """A NumPy array as a tensor on the accelerator, if there is one."""
   import torch
 
-  return torch.from_numpy(np.ascontiguousarray(x)).to("cuda" if torch.cuda.is_available() else "cpu")
+  device = "cuda" if torch.cuda.is_available() else "cpu"
+  return torch.from_numpy(np.ascontiguousarray(x)).to(device)
 
 
 def missing(*modules: str) -> str | None:
@@ -263,7 +264,8 @@ def main(cases: Callable[[str], Sequence[Case]], description: str, *packages: st
     parser.error(f"--rounds {args.rounds} must be at least 1")
   print(versions(*packages), flush=True)
   limits, rows = ceilings(), []
-  print(f"ceilings: copy {limits[0] / 1e9:.0f} GB/s, matmul {limits[1] / 1e9:.0f} GFLOP/s", flush=True)
+  copy, matmul = (limit / 1e9 for limit in limits[:2])
+  print(f"ceilings: copy {copy:.0f} GB/s, matmul {matmul:.0f} GFLOP/s", flush=True)
   for case in cases(jax.default_backend()):
     if args.only not in f"{case.name} {case.part}":
       continue
