@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 _PLATFORM = contextvars.ContextVar("h2g_platform", default=None)
+_INTERPRETED = contextvars.ContextVar("h2g_interpreted", default=False)
 
 
 def platform() -> str:
@@ -28,6 +29,32 @@ def lowering_for(name: str):
     yield
   finally:
     _PLATFORM.reset(token)
+
+
+def interpreted() -> bool:
+  """Whether kernels run in Pallas' interpreter."""
+  return _INTERPRETED.get()
+
+
+@contextlib.contextmanager
+def interpreting():
+  """Within the context, named kernels run in Pallas' interpreter on any platform: slow, for tests.
+
+  What was compiled by `jax.jit` outside the context is not compiled again inside it.
+  """
+  token = _INTERPRETED.set(True)
+  try:
+    yield
+  finally:
+    _INTERPRETED.reset(token)
+
+
+def require(implementation: str, served: str) -> None:
+  """Raises NotImplementedError unless this platform is `served`, or kernels are interpreted."""
+  if platform() != served and not interpreted():
+    raise NotImplementedError(
+      f"{implementation} serves {served}, and this platform is {platform()}"
+    )
 
 
 def choose(
