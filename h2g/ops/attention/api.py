@@ -54,9 +54,9 @@ def attention(
 ) -> Array | AttentionOut:
   """Softmax attention.
 
-  x[b,h,t,s] = f(cap(scale * q[b,t,h].k[b,s,g] + bias[b,h,t,s]))   where the mask attends,  g = h
-  // (H // K) w[b,h,t,s] = exp(x[b,h,t,s]) / (exp(sinks[h]) + sum_s exp(x[b,h,t,s]))
-  o[b,t,h]   = sum_s drop(w)[b,h,t,s] v[b,s,g]
+    x[b,h,t,s] = f(cap(scale * q[b,t,h].k[b,s,g] + bias[b,h,t,s]))  where the mask attends
+    w[b,h,t,s] = exp(x[b,h,t,s]) / (exp(sinks[h]) + sum_s exp(x[b,h,t,s]))
+    o[b,t,h]   = sum_s drop(w)[b,h,t,s] v[b,s,g],  g = h // (H // K)
 
   with cap(x) = softcap * tanh(x / softcap) and f = logits_fn, each the identity where not given,
   and no sink term without sinks. A row that attends to nothing gives zeros, and zero gradients.

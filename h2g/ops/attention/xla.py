@@ -7,11 +7,9 @@ product is a plain batched matmul. The query heads of one key head stand below o
 of the same matmul, so grouped heads repeat nothing. Two forms of one sweep over tiles:
 
   unrolled   a few dozen blocks of queries with static ranges of keys; blocks of a band (sliding
-  window) that
-             look alike go through one batched matmul.
+             window) that look alike go through one batched matmul.
   looped     one loop over pairs of blocks, FULL ones without a mask, then PARTIAL ones with it;
-  the list of
-             pairs is static, or compacted on the device where array contents decide.
+             the list of pairs is static, or compacted on the device where array contents decide.
 
 The backward pass recomputes logits tile by tile from the saved log-sum-exp (arXiv 2205.14135 alg.
 4). It computes dk and dv transposed ([D, S]): then no product contracts the leading axis of its
@@ -40,9 +38,8 @@ from h2g.ops.attention.call import TopKeys
 from h2g.ops.masks import Corner
 from h2g.ops.masks import Tile
 
-_MAX_TASKS = (
-  40  # tiles unrolled into one program; beyond this compilation takes longer than it saves
-)
+# Tiles unrolled into one program; beyond this compilation takes longer than it saves.
+_MAX_TASKS = 40
 _TILE_BYTES = 4 << 20  # one tile of logits over all heads taken together
 _SMALL = 1 << 20  # logits per head below which reading a table on the device does not pay
 
@@ -105,9 +102,8 @@ def _plan(operands: Operands) -> tuple[Plan, Array | None]:
   num_keys, key_heads = operands.k.shape[1:3]
   mask = masks.full() if operands.mask is None else operands.mask
   on_cpu = dispatch.platform() == "cpu"
-  usual = 128 if num_queries <= 1024 else 256 if num_queries <= 4096 else 512
   cuts = []
-  for block in (usual, 128):
+  for block in _block_sizes(num_queries):
     block = min(block, num_queries, num_keys)
     known = _any_lane(mask.block_table(num_queries, num_keys, block, block, static=True))
     tasks = _tasks(known, num_queries, num_keys, block, _may_band(operands, mask))
@@ -140,6 +136,11 @@ def _plan(operands: Operands) -> tuple[Plan, Array | None]:
     not on_cpu,
   )
   return plan, table
+
+
+def _block_sizes(num_queries: int) -> tuple[int, int]:
+  """(usual size of a block of queries and of keys, size for narrow bands)."""
+  return 128 if num_queries <= 1024 else 256 if num_queries <= 4096 else 512, 128
 
 
 def _cost(tasks: tuple[Task, ...]) -> int:
@@ -548,9 +549,12 @@ class Scene(NamedTuple):
 
   def products(self, cut: Cut) -> Array:
     """scale * q.k, [lanes * count, 1, q_size, k_size]."""
-    q = cut.rows(self.q).astype(self.dtype) * self.spec.scale
+    q, scale = cut.rows(self.q), self.spec.scale
+    # Scaling q is cheaper, but must not round it.
+    early = self.operand_dtype == self.dtype
+    q = q.astype(self.dtype) * scale if early else q
     raw = self.dot(cut.stacked(q), cut.keys(self.k), 2, 2)
-    return jnp.reshape(raw, (-1, 1, cut.q_size, cut.k_size))
+    return jnp.reshape(raw if early else raw * scale, (-1, 1, cut.q_size, cut.k_size))
 
   def bias(self, tile: Tile) -> Array | None:
     return None if self.operands.bias is None else masks.tile_of(self.operands.bias, tile.corner)
@@ -782,7 +786,7 @@ def _attend_backward(spec: Spec, plan: Plan, saved, cotangents):
           d_bias = _add_bias(d_bias, d_bias_tile, tile.corner)
       dx = cut.stacked(jnp.reshape(dx, p.shape))
       dq = dq + jnp.reshape(scene.dot(dx, cut.keys(scene.k), 2, 1), dq.shape)
-      q_rows = cut.stacked(cut.rows(scene.q).astype(dtype) * spec.scale)
+      q_rows = cut.stacked(cut.rows(scene.q).astype(dtype))
       dk = cut.add_columns(dk, scene.dot(jnp.swapaxes(q_rows, 1, 2), dx, 2, 1))
       dv = cut.add_columns(dv, scene.dot(jnp.swapaxes(g_rows, 1, 2), cut.stacked(drop(p)), 2, 1))
       return dq, (dk, dv), (d_bias, d_args)
@@ -799,7 +803,7 @@ def _attend_backward(spec: Spec, plan: Plan, saved, cotangents):
       first = group.starts[1]
       old = masks.slice_at(d_sinks, [first], [group.sizes[1]])
       d_sinks = jax.lax.dynamic_update_slice(d_sinks, old + new, [jnp.asarray(first, jnp.int32)])
-    return (dq * spec.scale, jnp.swapaxes(dk, 1, 2), jnp.swapaxes(dv, 1, 2)), (
+    return (dq * spec.scale, jnp.swapaxes(dk, 1, 2) * spec.scale, jnp.swapaxes(dv, 1, 2)), (
       d_bias,
       d_args,
       d_sinks,
