@@ -108,3 +108,81 @@ def dropout_keep(
   row = mix32(word(query) + mix32(word(head) + mix32(word(batch) + one(seed[0]))))
   bits = mix32((row ^ one(seed[1])) + word(key) * jnp.uint32(0x9E3779B1))
   return bits >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
+
+
+class DecayWeights(NamedTuple):
+  """How much is left of what one place wrote where another reads it, inside a tile of C steps.
+
+  With G_t the sum of the tile's log decays up to and including step t:
+
+  Attributes:
+    within: [.., C, C] exp(G_t - G_s), of key s as query t sees it; 0 where s > t.
+    since: [.., C] exp(G_t), of the state before the tile as query t sees it.
+    until: [.., C] exp(G_C - G_s), of key s as the state after the tile sees it.
+    whole: [..] exp(G_C), of the state before the tile as the state after it sees it.
+  """
+
+  within: Array
+  since: Array
+  until: Array
+  whole: Array
+
+
+def decay_sums(log_decay: Array) -> tuple[Array, Array]:
+  """(running sums of log decays, running number of resets), both [.., C], for `decay_weights`.
+
+  A decay of zero (log decay -inf, or so low that exp gives 0) is a reset. It is counted instead of
+  summed, so that differences of sums never meet inf - inf.
+  """
+  reset = jnp.exp(log_decay) == 0
+  finite = jnp.where(reset, jnp.zeros_like(log_decay), log_decay)
+  return jnp.cumsum(finite, -1), jnp.cumsum(reset.astype(jnp.int32), -1)
+
+
+def decay_weights(sums: Array, resets: Array) -> DecayWeights:
+  """Weights of one tile; only differences of sums are exponentiated, so long sums are no harm.
+
+  Args:
+    sums: [.., C] running sums of log decays, each of which is at most 0.
+    resets: [.., C] int32 running number of resets.
+  """
+
+  def exp(difference, kept):
+    # The inner `where` keeps what is masked from overflowing, whose gradient would be NaN.
+    zero = jnp.zeros_like(difference)
+    return jnp.where(kept, jnp.exp(jnp.where(kept, difference, zero)), zero)
+
+  steps = jnp.arange(sums.shape[-1], dtype=jnp.int32)
+  past = jnp.reshape(steps[:, None] >= steps[None, :], (1,) * (sums.ndim - 1) + 2 * steps.shape)
+  alive = resets[..., :, None] == resets[..., None, :]
+  last, last_resets = sums[..., -1:], resets[..., -1:]
+  return DecayWeights(
+    exp(sums[..., :, None] - sums[..., None, :], past & alive),
+    exp(sums, resets == 0),
+    exp(last - sums, resets == last_resets),
+    exp(last, last_resets == 0)[..., 0],
+  )
+
+
+def decay_output(q: Array, k: Array, v: Array, state: Array, weights: DecayWeights, dot) -> Array:
+  """What the queries of a tile read: (q k^T * within) v + since * (q state), [.., C, E].
+
+  Args:
+    q: [.., C, D].
+    k: [.., C, D].
+    v: [.., C, E].
+    state: [.., D, E] before the tile.
+    weights: of the tile.
+    dot: `dot(a, b, axis_a, axis_b)`, product of batched matrices that contracts these axes (-1 or
+      -2) and accumulates in the dtype of the weights.
+  """
+  inside = dot(q, k, -1, -1) * weights.within
+  return dot(inside, v, -1, -2) + dot(q, state, -1, -2) * weights.since[..., None]
+
+
+def decay_keys(k: Array, v: Array, weights: DecayWeights, dot) -> Array:
+  """What a tile adds to the state: (k * until)^T v, [.., D, E]; see `decay_output`.
+
+  The state after the tile is whole * (state before) + decay_keys(k, v).
+  """
+  return dot(k.astype(weights.until.dtype) * weights.until[..., None], v, -2, -2)
