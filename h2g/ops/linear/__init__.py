@@ -1,4 +1,4 @@
-"""Linear attention with decay and with feature maps: see `decay_attention`, `feature_map_attention`."""
+"""Linear attention with decay (`decay_attention`) and feature maps (`feature_map_attention`)."""
 
 from h2g.ops.linear.api import decay_attention
 from h2g.ops.linear.api import decay_attention_step

@@ -5,12 +5,12 @@ Axes: B batch, T steps, H heads, K key heads (K divides H), D head width, E valu
 
 from collections.abc import Callable
 from collections.abc import Mapping
+import dataclasses
 from typing import Any
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 from jax import Array
+import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 
@@ -96,7 +96,7 @@ def decay_attention(
     arXiv 2312.06635 (gates), arXiv 2006.16236 eq. 12 (causal state).
   """
   _check(q, k, v, decay, lengths, chunk_size)
-  batch, length, heads, width = q.shape
+  batch, _, heads, width = q.shape
   dtype = accumulator_dtype(q, k, v)
   if scale is None:
     scale = 1.0 if normalize else width**-0.5
@@ -113,7 +113,7 @@ def decay_attention(
     )
   decay = None if decay is None else decay.astype(dtype)
   if lengths is not None:
-    q, k, v, decay = _without_padding(q, k, v, decay, lengths)
+    q, k, v, decay = _without_padding(q, k, v, decay, lengths, return_state)
   if normalize:
     v = jnp.concatenate([v, jnp.ones((*v.shape[:3], 1), v.dtype)], axis=3)
   if state is None:
@@ -126,10 +126,10 @@ def decay_attention(
     if q.shape[1] == 0:
       return jnp.zeros((*q.shape[:3], v.shape[3]), spec.out_dtype), state
     one_way = lambda *args: dispatch.choose(
-      "decay_attention", IMPLEMENTATIONS, ORDER, implementation, *args, spec
+      "decay_attention", IMPLEMENTATIONS, ORDER, implementation, *args
     )
     if causal:
-      return one_way(q, k, v, decay, state)
+      return one_way(q, k, v, decay, state, spec)
     if decay is None:
       return _unordered(q, k, v, state, spec)
     return _both_ways(one_way, q, k, v, decay, state, spec), state
@@ -336,26 +336,29 @@ def _unordered(q, k, v, state, spec: Spec):
 
 
 def _both_ways(one_way, q, k, v, decay, state, spec: Spec):
-  """The past, the future as the past of reversed time, and the diagonal, which both hold, once less."""
-  batch, length, heads, _ = q.shape
-  forward, _ = one_way(q, k, v, decay, state)
+  """The past, the future as the past of reversed time, less the diagonal, which both hold."""
+  batch, _, heads, _ = q.shape
+  dtype = state.dtype
+  # The two halves meet before anything is rounded.
+  wide = dataclasses.replace(spec, out_dtype=jnp.dtype(dtype))
+  forward, _ = one_way(q, k, v, decay, state, wide)
   turn = lambda x: jnp.flip(x, axis=1)
   if decay.ndim == 3:
     # From t + 1 back to t fades what fades from t to t + 1.
     decay = jnp.concatenate([decay[:, 1:], jnp.zeros((batch, 1, heads), decay.dtype)], axis=1)
     decay = turn(decay)
-  backward, _ = one_way(turn(q), turn(k), turn(v), decay, state)
-  dtype = state.dtype
+  backward, _ = one_way(turn(q), turn(k), turn(v), decay, state, wide)
   products = jnp.sum(q.astype(dtype) * k.astype(dtype), -1, keepdims=True)
   diagonal = spec.scale * products * v.astype(dtype)
-  return (forward.astype(dtype) + turn(backward).astype(dtype) - diagonal).astype(spec.out_dtype)
+  return (forward + turn(backward) - diagonal).astype(spec.out_dtype)
 
 
-def _without_padding(q, k, v, decay, lengths):
-  """Zeros at or past the lengths, and no decay there, so that the state stays as it is."""
+def _without_padding(q, k, v, decay, lengths, return_state: bool):
+  """Zeros at or past the lengths; where the state is wanted, no decay there, so that it stays."""
   valid = jnp.arange(q.shape[1], dtype=lengths.dtype)[None, :] < lengths[:, None]
   clean = lambda x: jnp.where(valid[:, :, None, None], x, jnp.zeros_like(x))
-  if decay is not None:
+  # A constant decay stays one where it can: zeros that fade are still zeros.
+  if decay is not None and (decay.ndim == 3 or return_state):
     decay = decay if decay.ndim == 3 else decay[None, None, :]
     decay = jnp.broadcast_to(decay, q.shape[:3])
     decay = jnp.where(valid[:, :, None], decay, jnp.zeros_like(decay))

@@ -5,8 +5,8 @@ differentiation.
 """
 
 import jax
-import jax.numpy as jnp
 from jax import Array
+import jax.numpy as jnp
 
 from h2g.ops.linear.call import Spec
 

@@ -1,4 +1,4 @@
-"""Decay attention in chunks, from plain XLA operations: matmuls inside a chunk, a state between them.
+"""Decay attention in chunks, from plain XLA operations: matmuls inside a chunk, a state between.
 
 Plan. Time is cut into chunks of C steps. Inside a chunk the weights are a C x C matrix (quadratic,
 two matmuls), from before the chunk comes the state (two more): T * (2 C (D + E) + 4 D E) flops per
@@ -7,16 +7,16 @@ by the same weights one level up, chunks in place of steps, so a group of G chun
 small product. Groups are a scan that carries the state [B, H, D, E].
 
 The backward pass walks the scan from the end and differentiates one recomputed step at a time: what
-is kept is the state at the T / (C G) cuts. Heads are moved before time once, outside the scan, whose
-steps then read and write slices in place: on a CPU that is half the time of cutting inputs up first.
-Batch and heads stay axes of their own, so that either may be sharded.
+is kept is the state at the T / (C G) cuts. Heads are moved before time once, outside the scan,
+whose steps then read and write slices in place: on a CPU that is half the time of cutting inputs up
+first. Batch and heads stay axes of their own, so that either may be sharded.
 """
 
 import functools
 
 import jax
-import jax.numpy as jnp
 from jax import Array
+import jax.numpy as jnp
 
 from h2g.ops import dispatch
 from h2g.ops import tiles
