@@ -54,7 +54,7 @@ def from_table(table) -> Lists:
   else:
     ids = jnp.argsort(order, axis=-1, stable=True)
   last = xp.maximum(counts - 1, 0)[..., None]
-  places = xp.minimum(np.arange(ids.shape[-1], dtype=np.int32), last)
+  places = xp.minimum(np.arange(ids.shape[-1], dtype=np.int32)[None, None, None, :], last)
   return Lists(xp.take_along_axis(ids, places, axis=-1).astype(np.int32), full, counts)
 
 
@@ -87,7 +87,8 @@ def table_of_lists(ids, counts, num_key_blocks: int):
   """
   static = isinstance(ids, np.ndarray) and isinstance(counts, np.ndarray)
   xp = np if static else jnp
-  valid = np.arange(ids.shape[-1], dtype=np.int32) < xp.asarray(counts)[..., None]
+  place = np.arange(ids.shape[-1], dtype=np.int32)[None, None, None, :]
+  valid = place < xp.asarray(counts)[..., None]
   places = xp.where(valid, xp.asarray(ids), num_key_blocks)
   shape = (*ids.shape[:-1], num_key_blocks + 1)
   if static:

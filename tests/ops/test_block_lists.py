@@ -66,7 +66,7 @@ def test_program_of_a_mask_gives_the_mask():
 
 def test_masks_without_a_form_are_refused():
   reads = masks.function(lambda query, key, head, batch, x: x[query] > x[key], jnp.arange(8))
-  with pytest.raises(NotImplementedError, match="name cannot serve mask: .*reads arrays"):
+  with pytest.raises(NotImplementedError, match=r"name cannot serve mask: .*reads arrays"):
     block_lists.mask_program(reads, 64, 64, "name")
   fine = masks.block_table(np.ones((1, 1, 2, 2), bool), 32, 64)
   with pytest.raises(NotImplementedError, match="32 by 64"):
