@@ -6,6 +6,7 @@ alone.
 
 from typing import NamedTuple
 
+import jax
 from jax import Array
 import jax.numpy as jnp
 
@@ -117,9 +118,9 @@ class DecayWeights(NamedTuple):
 
   Attributes:
     within: [.., C, C] exp(G_t - G_s), of key s as query t sees it; 0 where s > t.
-    since: [.., C] exp(G_t), of the state before the tile as query t sees it.
-    until: [.., C] exp(G_C - G_s), of key s as the state after the tile sees it.
-    whole: [..] exp(G_C), of the state before the tile as the state after it sees it.
+    since: [.., C, 1] exp(G_t), of the state before the tile as query t sees it.
+    until: [.., C, 1] exp(G_C - G_s), of key s as the state after the tile sees it.
+    whole: [.., 1, 1] exp(G_C), of the state before the tile as the state after it sees it.
   """
 
   within: Array
@@ -158,10 +159,32 @@ def decay_weights(sums: Array, resets: Array) -> DecayWeights:
   last, last_resets = sums[..., -1:], resets[..., -1:]
   return DecayWeights(
     exp(sums[..., :, None] - sums[..., None, :], past & alive),
-    exp(sums, resets == 0),
-    exp(last - sums, resets == last_resets),
-    exp(last, last_resets == 0)[..., 0],
+    exp(sums, resets == 0)[..., None],
+    exp(last - sums, resets == last_resets)[..., None],
+    exp(last, last_resets == 0)[..., None],
   )
+
+
+def constant_decay_weights(log_decay: Array, chunk: int, valid: Array | int) -> DecayWeights:
+  """`decay_weights` of a tile, [C, C], [C, 1], [C, 1], [1, 1], with one decay for all its steps.
+
+  Args:
+    log_decay: [1, 1] finite, at most 0.
+    chunk: C.
+    valid: steps of the tile that exist; those at or past it weigh nothing in the state after it.
+  """
+  dtype = log_decay.dtype
+  row = jax.lax.broadcasted_iota(jnp.int32, (chunk, chunk), 0)
+  column = jax.lax.broadcasted_iota(jnp.int32, (chunk, chunk), 1)
+  step = jax.lax.broadcasted_iota(jnp.int32, (chunk, 1), 0)
+
+  def power(steps):
+    wide = jnp.maximum(steps, 0).astype(dtype)
+    weight = jnp.exp(wide * jnp.broadcast_to(log_decay, steps.shape))
+    return jnp.where(steps >= 0, weight, jnp.zeros_like(weight))
+
+  whole = jnp.exp(log_decay * jnp.asarray(valid, jnp.int32).astype(dtype))
+  return DecayWeights(power(row - column), power(step + 1), power(valid - 1 - step), whole)
 
 
 def decay_output(q: Array, k: Array, v: Array, state: Array, weights: DecayWeights, dot) -> Array:
@@ -177,7 +200,7 @@ def decay_output(q: Array, k: Array, v: Array, state: Array, weights: DecayWeigh
       -2) and accumulates in the dtype of the weights.
   """
   inside = dot(q, k, -1, -1) * weights.within
-  return dot(inside, v, -1, -2) + dot(q, state, -1, -2) * weights.since[..., None]
+  return dot(inside, v, -1, -2) + dot(q, state, -1, -2) * weights.since
 
 
 def decay_keys(k: Array, v: Array, weights: DecayWeights, dot) -> Array:
@@ -185,4 +208,4 @@ def decay_keys(k: Array, v: Array, weights: DecayWeights, dot) -> Array:
 
   The state after the tile is whole * (state before) + decay_keys(k, v).
   """
-  return dot(k.astype(weights.until.dtype) * weights.until[..., None], v, -2, -2)
+  return dot(k.astype(weights.until.dtype) * weights.until, v, -2, -2)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from h2g.ops import dispatch
 from h2g.ops import linear
 from h2g.ops import tiles
 from h2g.ops.linear import decay_attention
@@ -23,6 +24,7 @@ B, H, K, D, E = 2, 4, 2, 8, 6
 COMPILED = jax.jit(
   functools.partial(decay_attention, return_state=True), static_argnames="chunk_size"
 )
+LENGTHS = np.array([21, 0])
 CAUSAL = jax.jit(decay_attention, static_argnames="chunk_size")
 BOTH_WAYS = jax.jit(functools.partial(decay_attention, causal=False), static_argnames="chunk_size")
 
@@ -144,7 +146,6 @@ def test_groups_of_chunks(name, group, monkeypatch):
 @pytest.mark.parametrize("implementation", ["xla", "reference"])
 @pytest.mark.parametrize("causal", [True, False])
 def test_poisoned_padding_has_no_effect(implementation, causal):
-  lengths = jnp.array([21, 0])
   arrays = example(37)
   decay = -np.exp(numbers(B, 37, H))
   call = functools.partial(
@@ -163,11 +164,9 @@ def test_poisoned_padding_has_no_effect(implementation, causal):
   poisoned = [np.where(np.arange(37)[None, :, None, None] < 21, x, np.nan) for x in arrays]
   short = [jnp.asarray(x[:, :21]) for x in clean]
   bad_decay = np.where(np.arange(37)[None, :, None] < 21, decay, np.nan)
-  run = jax.jit(lambda *a: contract.value_and_grads(functools.partial(value, lengths=lengths), *a))
+  run = jax.jit(lambda *a: contract.value_and_grads(functools.partial(value, lengths=LENGTHS), *a))
   got, pulled = run(*map(jnp.asarray, (*poisoned, bad_decay)))
-  want = jax.jit(functools.partial(value, lengths=jnp.array([21, 0])))(
-    *short, jnp.asarray(decay[:, :21])
-  )
+  want = jax.jit(functools.partial(value, lengths=LENGTHS))(*short, jnp.asarray(decay[:, :21]))
   np.testing.assert_allclose(got, want, atol=1e-5)
   assert all(np.isfinite(x).all() for x in pulled)
   assert all((np.asarray(x)[1] == 0).all() and (np.asarray(x)[:, 21:] == 0).all() for x in pulled)
@@ -283,9 +282,14 @@ def test_tile_weights_are_products_of_decays():
   product = lambda start, stop: np.prod(np.exp(np.float64(log[start:stop])))
   within = [[product(s + 1, t + 1) if s <= t else 0 for s in range(5)] for t in range(5)]
   np.testing.assert_allclose(weights.within[0], within, rtol=1e-5, atol=1e-38)
-  np.testing.assert_allclose(weights.since[0], [product(0, t + 1) for t in range(5)], rtol=1e-6)
-  np.testing.assert_allclose(weights.until[0], within[-1], rtol=1e-5, atol=1e-38)
-  assert weights.whole[0] == 0
+  np.testing.assert_allclose(
+    weights.since[0, :, 0], [product(0, t + 1) for t in range(5)], rtol=1e-6
+  )
+  np.testing.assert_allclose(weights.until[0, :, 0], within[-1], rtol=1e-5, atol=1e-38)
+  assert weights.whole[0, 0, 0] == 0
+  same = tiles.constant_decay_weights(jnp.full((1, 1), -0.5), 5, 5)
+  other = tiles.decay_weights(*tiles.decay_sums(jnp.full((5,), -0.5)))
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), same, other)
 
 
 def test_long_sequences_keep_a_state_per_group_and_no_square():
@@ -294,6 +298,110 @@ def test_long_sequences_keep_a_state_per_group_and_no_square():
   loss = lambda q, k, v: decay_attention(q, k, v, decay=jnp.full((1,), -0.1)).sum()
   step = jax.jit(jax.grad(loss, (0, 1, 2))).lower(q, q, q).compile()
   assert step.memory_analysis().temp_size_in_bytes < 20 * 4 * length * 32
+
+
+# Kernels. What they serve is one decay per head; TPU kernels run interpreted.
+
+KERNELS = {"mosaic_tpu": "tpu"}
+BENCHMARK = [(8, 2048, 32, 128), (4, 16384, 32, 128), (2, 32768, 32, 128)]
+
+
+@pytest.fixture
+def interpreted():
+  with dispatch.interpreting():
+    yield
+
+
+@pytest.mark.parametrize("length", [1, 63, 257])
+def test_tpu_kernels_agree_with_float64(length, interpreted):
+  contract.agrees(*swap(case_of("constant", length, chunk_size=64), "mosaic_tpu"))
+
+
+@pytest.mark.smoke
+def test_tpu_kernels_in_bfloat16_and_without_decay(interpreted):
+  options = dict(chunk_size=16)
+  contract.agrees(*swap(case_of("constant", 65, **options), "mosaic_tpu"), dtype=jnp.bfloat16)
+  contract.agrees(*swap(case_of("none", 65, **options), "mosaic_tpu"))
+
+
+def test_tpu_kernels_where_heads_stay_in_the_middle(interpreted):
+  """Widths of whole lanes are read in place, others heads first; here one of each."""
+  q, k, v = numbers(1, 40, 2, 128), numbers(1, 40, 2, 128, seed=1), numbers(1, 40, 2, 8)
+
+  def case(implementation, q, k, v):
+    decay = linear.retention_decay(2).astype(wide(q).dtype)
+    return decay_attention(
+      q, k, v, decay=decay, chunk_size=16, causal=False, implementation=implementation
+    )
+
+  contract.agrees(jax.jit(case, static_argnums=0), "mosaic_tpu", [q, k, v])
+  contract.agrees(jax.jit(case, static_argnums=0), "mosaic_tpu", [q, k, k])
+
+
+def test_tpu_kernels_finite_differences_transforms_and_shards(interpreted):
+  case, arrays = case_of("constant", 37, chunk_size=16)
+  contract.matches_finite_differences(case, "mosaic_tpu", arrays, step=3e-3)
+  contract.transforms(case, "mosaic_tpu", arrays)
+  contract.shards(case, "mosaic_tpu", arrays, axes=(2, 2, 2, 0, 1))  # heads
+
+
+@pytest.mark.parametrize("implementation", ["mosaic_tpu"])
+def test_kernels_ignore_padding_and_forget_at_once(implementation, interpreted):
+  q, k, v = example(37)
+  call = functools.partial(decay_attention, implementation=implementation, chunk_size=16)
+  decay = jnp.array([-np.inf, 0.0, -0.5, -1e30])
+  poison = lambda x: np.where(np.arange(37)[None, :, None, None] < 21, x, np.nan)
+  run = jax.jit(
+    lambda *a: contract.value_and_grads(lambda *b: call(*b, lengths=LENGTHS, decay=decay), *a)
+  )
+  out, pulled = run(*(jnp.asarray(poison(x)) for x in (q, k, v)))
+  want = CAUSAL(*(x[:1, :21] for x in (q, k, v)), decay=decay)
+  np.testing.assert_allclose(out[:1, :21], want, atol=1e-5)
+  np.testing.assert_array_equal(out[1], 0)
+  assert all(np.isfinite(x).all() for x in pulled)
+
+
+@pytest.mark.lowering
+@pytest.mark.parametrize("implementation", KERNELS)
+@pytest.mark.parametrize("shape", BENCHMARK)
+@pytest.mark.parametrize("learned", [False, True])
+def test_kernels_lower(implementation, shape, learned):
+  platform = KERNELS[implementation]
+  x = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+  decay = jax.ShapeDtypeStruct(shape[2:3], jnp.float32)
+
+  def loss(q, k, v, decay):
+    result = decay_attention(q, k, v, decay=decay, implementation=implementation, return_state=True)
+    return jnp.sum(result.out.astype(jnp.float32) ** 2) + jnp.sum(result.state)
+
+  step = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3) if learned else (0, 1, 2)))
+  target = "cuda" if platform == "gpu" else platform
+  with dispatch.lowering_for(platform):
+    module = jax.export.export(step, platforms=[target])(x, x, x, decay).mlir_module()
+  # One kernel forward, two backward, and no loop of XLA's beside them.
+  call = "mosaic_gpu" if platform == "gpu" else "tpu_custom_call"
+  assert module.count(f"@{call}") == 3
+  assert "stablehlo.while" not in module
+
+
+@pytest.mark.parametrize("implementation", KERNELS)
+def test_kernels_decline_what_they_do_not_serve(implementation):
+  q, k, v = map(jnp.asarray, example(40))
+  call = functools.partial(decay_attention, implementation=implementation)
+  with pytest.raises(NotImplementedError, match=f"{implementation} serves .*this platform is cpu"):
+    call(q, k, v)
+  with dispatch.lowering_for(KERNELS[implementation]):
+    by_step = jnp.zeros((B, 40, H))
+    with pytest.raises(NotImplementedError, match=f"{implementation}.* decay differs by step"):
+      call(q, k, v, decay=by_step)
+    with pytest.raises(NotImplementedError, match=f"{implementation}.* float16"):
+      call(*(x.astype(jnp.float16) for x in (q, k, v)))
+    with pytest.raises(NotImplementedError, match=f"{implementation}.* chunk_size"):
+      call(q, k, v, chunk_size=9)
+    with pytest.raises(NotImplementedError, match=f"{implementation}.* D 2048"):
+      call(*(jnp.zeros((1, 64, 1, 2048)) for _ in range(3)))
+    # Without a name the same calls are served by another form.
+    assert decay_attention(q, k, v, decay=by_step).shape == (*q.shape[:3], E)
 
 
 def test_calls_that_cannot_be_served_say_why():

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 
 from h2g.ops import dispatch
 from h2g.ops import sharding as sharding_lib
+from h2g.ops.linear import mosaic_tpu
 from h2g.ops.linear import reference
 from h2g.ops.linear import xla
 from h2g.ops.linear.call import accumulator_dtype
@@ -25,8 +26,9 @@ from h2g.ops.linear.call import Spec
 IMPLEMENTATIONS: Mapping[str, Callable[..., tuple[Array, Array]]] = dict(
   reference=reference.decay_attention,
   xla=xla.decay_attention,
+  mosaic_tpu=mosaic_tpu.decay_attention,
 )
-ORDER: Mapping[str, tuple[str, ...]] = dict(gpu=("xla",), tpu=("xla",), cpu=("xla",))
+ORDER: Mapping[str, tuple[str, ...]] = dict(gpu=("xla",), tpu=("mosaic_tpu", "xla"), cpu=("xla",))
 
 
 class LinearOut(NamedTuple):
@@ -355,7 +357,8 @@ def _both_ways(one_way, q, k, v, decay, state, spec: Spec):
 
 def _without_padding(q, k, v, decay, lengths, return_state: bool):
   """Zeros at or past the lengths; where the state is wanted, no decay there, so that it stays."""
-  valid = jnp.arange(q.shape[1], dtype=lengths.dtype)[None, :] < lengths[:, None]
+  steps = jnp.arange(q.shape[1], dtype=jnp.int32)
+  valid = steps[None, :] < jnp.asarray(lengths).astype(jnp.int32)[:, None]
   clean = lambda x: jnp.where(valid[:, :, None, None], x, jnp.zeros_like(x))
   # A constant decay stays one where it can: zeros that fade are still zeros.
   if decay is not None and (decay.ndim == 3 or return_state):

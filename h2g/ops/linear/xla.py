@@ -168,11 +168,11 @@ def _group(sliced, constant, state: Array, *, spec: Spec, shape: tuple[int, int]
   added = tiles.decay_keys(k, v, weights, dot)
   if chunks == 1:
     before = state[:, :, None]
-    state = weights.whole[..., None] * state + added[:, :, 0]
+    state = weights.whole[:, :, 0] * state + added[:, :, 0]
   else:
     # States by the same weights one level up: a chunk is a step that adds D x E numbers.
     after = jnp.einsum("bhts,bhsde->bhtde", *_same_lanes(above.within, added), precision="highest")
-    after = after + above.since[..., None, None] * state[:, :, None]
+    after = after + above.since[..., None] * state[:, :, None]
     before = jnp.concatenate([state[:, :, None], after[:, :, :-1]], axis=2)
     state = after[:, :, -1]
   out = tiles.decay_output(q, k, v, before, weights, dot) * spec.scale
