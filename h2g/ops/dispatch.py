@@ -57,6 +57,21 @@ def require(implementation: str, served: str) -> None:
     )
 
 
+def require_hopper(implementation: str) -> None:
+  """`require` for kernels with wgmma, which compute capability 9 alone has.
+
+  Where no GPU is at hand (lowering for one, interpreting), it is taken to be of that kind.
+  """
+  require(implementation, "gpu")
+  if jax.default_backend() not in ("gpu", "cuda", "rocm"):
+    return
+  found = str(getattr(jax.devices()[0], "compute_capability", "unknown"))
+  if found.split(".")[0] != "9":
+    raise NotImplementedError(
+      f"{implementation} serves compute capability 9 (Hopper), and this GPU's is {found}"
+    )
+
+
 def choose(
   op: str,
   implementations: Mapping[str, Callable[..., Any]],

@@ -165,6 +165,18 @@ def decay_weights(sums: Array, resets: Array) -> DecayWeights:
   )
 
 
+def decay_power(log_decay: Array, steps: Array) -> Array:
+  """exp(log_decay * steps), and 0 for less than no steps.
+
+  Args:
+    log_decay: scalar, or of the shape of `steps`; finite, at most 0.
+    steps: int32.
+  """
+  wide = jnp.maximum(steps, 0).astype(log_decay.dtype)
+  weight = jnp.exp(wide * log_decay)
+  return jnp.where(steps >= 0, weight, jnp.zeros_like(weight))
+
+
 def constant_decay_weights(log_decay: Array, chunk: int, valid: Array | int) -> DecayWeights:
   """`decay_weights` of a tile, [C, C], [C, 1], [C, 1], [1, 1], with one decay for all its steps.
 
@@ -177,12 +189,7 @@ def constant_decay_weights(log_decay: Array, chunk: int, valid: Array | int) -> 
   row = jax.lax.broadcasted_iota(jnp.int32, (chunk, chunk), 0)
   column = jax.lax.broadcasted_iota(jnp.int32, (chunk, chunk), 1)
   step = jax.lax.broadcasted_iota(jnp.int32, (chunk, 1), 0)
-
-  def power(steps):
-    wide = jnp.maximum(steps, 0).astype(dtype)
-    weight = jnp.exp(wide * jnp.broadcast_to(log_decay, steps.shape))
-    return jnp.where(steps >= 0, weight, jnp.zeros_like(weight))
-
+  power = lambda steps: decay_power(jnp.broadcast_to(log_decay, steps.shape), steps)
   whole = jnp.exp(log_decay * jnp.asarray(valid, jnp.int32).astype(dtype))
   return DecayWeights(power(row - column), power(step + 1), power(valid - 1 - step), whole)
 

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
 import jax
+from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -300,9 +301,11 @@ def test_long_sequences_keep_a_state_per_group_and_no_square():
   assert step.memory_analysis().temp_size_in_bytes < 20 * 4 * length * 32
 
 
-# Kernels. What they serve is one decay per head; TPU kernels run interpreted.
+# Kernels. What they serve is one decay per head; on a CPU they run interpreted, GPU kernels with
+# plain products in place of wgmma, where JAX has an interpreter for them.
 
-KERNELS = {"mosaic_tpu": "tpu"}
+KERNELS = {"mosaic_gpu": "gpu", "mosaic_tpu": "tpu"}
+GPU_DECAY = np.array([-0.3, -0.01], np.float32)
 BENCHMARK = [(8, 2048, 32, 128), (4, 16384, 32, 128), (2, 32768, 32, 128)]
 
 
@@ -361,6 +364,64 @@ def test_kernels_ignore_padding_and_forget_at_once(implementation, interpreted):
   assert all(np.isfinite(x).all() for x in pulled)
 
 
+def gpu_case(length, width=64, value_width=128, heads=2):
+  """(case, arrays) of widths that wgmma takes."""
+  shapes = ((length, heads, width), (length, heads, width), (length, heads, value_width))
+  arrays = [numbers(1, *shape, seed=i) for i, shape in enumerate(shapes)]
+  arrays.append(numbers(1, heads, width, value_width, seed=8))
+
+  def case(implementation, q, k, v, state):
+    state = wide(state)
+    options = dict(state=state, return_state=True, implementation=implementation)
+    return flat(decay_attention(q, k, v, decay=GPU_DECAY.astype(state.dtype), **options), q.dtype)
+
+  return jax.jit(case, static_argnums=0), arrays
+
+
+@pytest.fixture
+def gpu_interpreted(interpreted):
+  if not hasattr(plgpu, "InterpretGPUParams"):
+    pytest.skip(f"jax {jax.__version__} has no interpreter for Mosaic GPU kernels")
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("length", [1, 63, 257])
+def test_gpu_kernels_agree_with_float64(length, gpu_interpreted):
+  contract.agrees(*swap(gpu_case(length), "mosaic_gpu"), dtype=jnp.bfloat16)
+
+
+@pytest.mark.smoke
+def test_gpu_kernels_give_the_same_bits_and_run_both_ways(gpu_interpreted):
+  case, arrays = gpu_case(150, width=128)
+  arrays = [jnp.asarray(x, jnp.bfloat16) for x in arrays]
+  run = jax.jit(lambda *a: contract.value_and_grads(lambda *b: case("mosaic_gpu", *b), *a))
+  jax.tree.map(np.testing.assert_array_equal, run(*arrays), run(*arrays))
+  q, k, v, _ = arrays
+  options = dict(decay=jnp.asarray(GPU_DECAY), causal=False)
+  both = decay_attention(q, k, v, implementation="mosaic_gpu", **options)
+  wanted = decay_attention(wide(q), wide(k), wide(v), implementation="xla", **options)
+  assert contract.distance(both, wanted) < 1e-2
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("length", [63, 150])
+def test_gradient_of_the_decay_beside_gpu_kernels(length):
+  q, k, v, state = map(jnp.asarray, gpu_case(length)[1])
+  g_out, g_state = numbers(1, length, 2, 128, seed=9), numbers(1, 2, 64, 128, seed=10)
+
+  def value(decay):
+    options = dict(decay=decay, state=state, return_state=True, scale=0.3)
+    out, last = decay_attention(q, k, v, **options)
+    return jnp.sum(out * g_out) + jnp.sum(last * g_state)
+
+  def gradient(decay):
+    return linear.mosaic_gpu._decay_gradient(q, k, v, g_out, decay, state, g_state, 0.3)
+
+  decay = jnp.asarray(GPU_DECAY)
+  # Two numbers, each a sum of thousands that cancel.
+  assert contract.distance(jax.jit(gradient)(decay), jax.jit(jax.grad(value))(decay)) < 2e-4
+
+
 @pytest.mark.lowering
 @pytest.mark.parametrize("implementation", KERNELS)
 @pytest.mark.parametrize("shape", BENCHMARK)
@@ -378,18 +439,22 @@ def test_kernels_lower(implementation, shape, learned):
   target = "cuda" if platform == "gpu" else platform
   with dispatch.lowering_for(platform):
     module = jax.export.export(step, platforms=[target])(x, x, x, decay).mlir_module()
-  # One kernel forward, two backward, and no loop of XLA's beside them.
-  call = "mosaic_gpu" if platform == "gpu" else "tpu_custom_call"
-  assert module.count(f"@{call}") == 3
-  assert "stablehlo.while" not in module
+  # No loop of XLA's beside them, but for the gradient of the decay on a GPU.
+  call, number = ("mosaic_gpu", 4) if platform == "gpu" else ("tpu_custom_call", 3)
+  assert module.count(f"custom_call @{call}") == number
+  assert "stablehlo.while" not in module or (platform == "gpu" and learned)
 
 
 @pytest.mark.parametrize("implementation", KERNELS)
 def test_kernels_decline_what_they_do_not_serve(implementation):
-  q, k, v = map(jnp.asarray, example(40))
+  q, k, v = (jnp.zeros((B, 40, H, D)) for _ in range(3))
   call = functools.partial(decay_attention, implementation=implementation)
   with pytest.raises(NotImplementedError, match=f"{implementation} serves .*this platform is cpu"):
     call(q, k, v)
+  with dispatch.interpreting(), pytest.raises(NotImplementedError, match=r"serves|no interpreter"):
+    call(*(x.astype(jnp.float16) for x in (q, k, v)))
+  if implementation == "mosaic_gpu":
+    q, k, v = (jnp.zeros((B, 40, H, 64), jnp.bfloat16) for _ in range(3))
   with dispatch.lowering_for(KERNELS[implementation]):
     by_step = jnp.zeros((B, 40, H))
     with pytest.raises(NotImplementedError, match=f"{implementation}.* decay differs by step"):
@@ -399,9 +464,9 @@ def test_kernels_decline_what_they_do_not_serve(implementation):
     with pytest.raises(NotImplementedError, match=f"{implementation}.* chunk_size"):
       call(q, k, v, chunk_size=9)
     with pytest.raises(NotImplementedError, match=f"{implementation}.* D 2048"):
-      call(*(jnp.zeros((1, 64, 1, 2048)) for _ in range(3)))
+      call(*(jnp.zeros((1, 64, 1, 2048), q.dtype) for _ in range(3)))
     # Without a name the same calls are served by another form.
-    assert decay_attention(q, k, v, decay=by_step).shape == (*q.shape[:3], E)
+    assert decay_attention(q, k, v, decay=by_step).shape == v.shape
 
 
 def test_calls_that_cannot_be_served_say_why():

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 
 from h2g.ops import dispatch
 from h2g.ops import sharding as sharding_lib
+from h2g.ops.linear import mosaic_gpu
 from h2g.ops.linear import mosaic_tpu
 from h2g.ops.linear import reference
 from h2g.ops.linear import xla
@@ -26,9 +27,12 @@ from h2g.ops.linear.call import Spec
 IMPLEMENTATIONS: Mapping[str, Callable[..., tuple[Array, Array]]] = dict(
   reference=reference.decay_attention,
   xla=xla.decay_attention,
+  mosaic_gpu=mosaic_gpu.decay_attention,
   mosaic_tpu=mosaic_tpu.decay_attention,
 )
-ORDER: Mapping[str, tuple[str, ...]] = dict(gpu=("xla",), tpu=("mosaic_tpu", "xla"), cpu=("xla",))
+ORDER: Mapping[str, tuple[str, ...]] = dict(
+  gpu=("mosaic_gpu", "xla"), tpu=("mosaic_tpu", "xla"), cpu=("xla",)
+)
 
 
 class LinearOut(NamedTuple):
