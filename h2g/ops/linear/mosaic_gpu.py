@@ -42,6 +42,7 @@ from h2g.ops.linear.call import Spec
 NAME = "mosaic_gpu"
 CHUNK = 64  # rows of one wgmma; more would only add to the part that is quadratic in the chunk
 SLICE = 64  # value columns of a warp-group: its state takes D / 2 registers of each thread
+FETCHER = 40  # registers per thread of the warp-group that fetches
 SHARED = 227 * 1024  # bytes of shared memory of a Hopper block
 # A decay of exp(-1e4) is zero in float32, and its multiples are finite.
 LEAST = -1e4
@@ -281,7 +282,7 @@ def _kernel(
 
   @pl.when(wg == slices)
   def _fetch():
-    plgpu.set_max_registers(40, action="decrease")
+    plgpu.set_max_registers(FETCHER, action="decrease")
 
     def fetch(n, slot):
       full = filled.at[slot]
@@ -307,7 +308,8 @@ def _kernel(
 
   @pl.when(wg < slices)
   def _compute():
-    plgpu.set_max_registers(232 if slices < 3 else 160, action="increase")
+    # What the fetching warp-group leaves of 512 per thread of one; never fewer than at launch.
+    plgpu.set_max_registers(min(256, (512 - FETCHER) // slices // 8 * 8), action="increase")
     columns = pl.ds(first_column + wg * SLICE, SLICE)
     mine = before.at[batch, head, :, columns]
     log_decay = decay[head]
