@@ -15,6 +15,7 @@ from h2g.ops import dispatch
 from h2g.ops import masks
 from h2g.ops.attention import call as call_lib
 from h2g.ops.attention import cudnn
+from h2g.ops.attention import mosaic_gpu
 from h2g.ops.attention import reference
 from h2g.ops.attention import xla
 from h2g.ops.attention.call import AttentionOut
@@ -27,8 +28,11 @@ IMPLEMENTATIONS: Mapping[str, Callable[[Operands, Spec], AttentionOut]] = dict(
   reference=reference.attention,
   xla=xla.attention,
   cudnn=cudnn.attention,
+  mosaic_gpu=mosaic_gpu.attention,
 )
-ORDER: Mapping[str, tuple[str, ...]] = dict(gpu=("cudnn", "xla"), tpu=("xla",), cpu=("xla",))
+ORDER: Mapping[str, tuple[str, ...]] = dict(
+  gpu=("cudnn", "mosaic_gpu", "xla"), tpu=("xla",), cpu=("xla",)
+)
 
 
 def attention(
