@@ -11,12 +11,17 @@ from jax import Array
 import jax.numpy as jnp
 
 
+# Below every logit, and finite: a row that has seen nothing then needs no case of its own in each
+# tile, which keeps maximum, subtraction and exponential one fused loop.
+LOWEST = -1e30
+
+
 class SoftmaxState(NamedTuple):
   """A softmax-weighted sum in progress (arXiv 1805.02867 alg. 3, arXiv 2205.14135 alg. 1).
 
   Attributes:
     acc: [.., queries, E] sum of exp(logits - largest) v so far.
-    largest: [.., queries] largest logit so far; -inf before the first.
+    largest: [.., queries] largest logit so far; LOWEST before the first.
     total: [.., queries] sum of exp(logits - largest) so far.
   """
 
@@ -28,12 +33,12 @@ class SoftmaxState(NamedTuple):
 def softmax_init(shape: tuple[int, ...], width: int, dtype=jnp.float32) -> SoftmaxState:
   """Nothing seen yet: `shape` is [.., queries], `width` is E."""
   return SoftmaxState(
-    jnp.zeros((*shape, width), dtype), jnp.full(shape, -jnp.inf, dtype), jnp.zeros(shape, dtype)
+    jnp.zeros((*shape, width), dtype), jnp.full(shape, LOWEST, dtype), jnp.zeros(shape, dtype)
   )
 
 
 def finite_or_zero(x: Array) -> Array:
-  """-inf (no logit seen) becomes 0, so that exp(-inf - x) is 0 and not NaN."""
+  """-inf (nothing was seen) becomes 0, so that exp(-inf - x) is 0 and not NaN."""
   return jnp.where(x == -jnp.inf, jnp.zeros_like(x), x)
 
 
@@ -46,14 +51,13 @@ def softmax_step(state: SoftmaxState | None, logits: Array, weigh) -> SoftmaxSta
     weigh: function from exp(logits - largest) [.., queries, keys] to its product with v [..,
       queries, E]; dropout goes in there, since it must not touch `total`.
   """
-  largest = logits.max(-1)
+  largest = logits.max(-1, initial=LOWEST)
   if state is not None:
     largest = jnp.maximum(state.largest, largest)
-  safe = finite_or_zero(largest)
-  exps = jnp.exp(logits - safe[..., None])
+  exps = jnp.exp(logits - largest[..., None])
   if state is None:
     return SoftmaxState(weigh(exps), largest, exps.sum(-1))
-  decay = jnp.exp(state.largest - safe)
+  decay = jnp.exp(state.largest - largest)
   acc = state.acc * decay[..., None] + weigh(exps)
   return SoftmaxState(acc, largest, state.total * decay + exps.sum(-1))
 
@@ -71,15 +75,13 @@ def softmax_finish(state: SoftmaxState, sink: Array | None = None) -> tuple[Arra
   """
   acc, largest, total = state
   if sink is not None:
-    sink = jnp.broadcast_to(sink, largest.shape)
-    joint = jnp.maximum(largest, sink)
-    safe = finite_or_zero(joint)
-    decay = jnp.exp(largest - safe)
-    total = total * decay + jnp.exp(sink - safe)
+    joint = jnp.maximum(largest, jnp.broadcast_to(sink, largest.shape))
+    decay = jnp.exp(largest - joint)
+    total = total * decay + jnp.exp(sink - joint)
     acc, largest = acc * decay[..., None], joint
   seen = total > 0
   divisor = jnp.where(seen, total, jnp.ones_like(total))
-  lse = jnp.where(seen, jnp.log(divisor) + finite_or_zero(largest), -jnp.inf)
+  lse = jnp.where(seen, jnp.log(divisor) + largest, -jnp.inf)
   return acc / divisor[..., None], lse
 
 

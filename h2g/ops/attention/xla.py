@@ -40,6 +40,8 @@ from h2g.ops.masks import Tile
 
 # Tiles unrolled into one program; beyond this compilation takes longer than it saves.
 _MAX_TASKS = 40
+# Tiles that may be computed at the same time: one fills the cores while another waits for its last.
+_IN_FLIGHT = 4
 _TILE_BYTES = 4 << 20  # one tile of logits over all heads taken together
 _SMALL = 1 << 20  # logits per head below which reading a table on the device does not pay
 
@@ -332,7 +334,7 @@ class Cut(NamedTuple):
   skip: tuple[Any, Any] | None  # queries and keys below these belong to an earlier tile
   aligned: bool
   first: bool = False  # nothing has been added to the rows of this tile yet
-  after: Array | None = None  # False, but not before the tile that comes before is done
+  after: Array | None = None  # False, but not before the tile a few before this one is done
 
   def rows(self, x: Array) -> Array:
     """[lanes, T, ...] -> [lanes * count, q_size, ...]."""
@@ -451,14 +453,15 @@ def _sweep(
     (rows, columns, shared) after all tiles.
   """
   if plan.tasks is not None:
-    blocks, after = [], None
+    blocks, done = [], []
     for task in plan.tasks:
       whole = Cut(group, task.start, 0, task.size, num_keys, task.count, False, None, True)
       state = jax.tree.map(whole.rows, rows)
       for n, (first, length, masked) in enumerate(task.runs):
+        after = done[-_IN_FLIGHT] if len(done) >= _IN_FLIGHT else None
         cut = whole._replace(k_start=first, k_size=length, masked=masked, first=n == 0, after=after)
         state, columns, shared = step(cut, state, columns, shared)
-        after = jnp.ravel(jax.tree.leaves(state)[0])[0] > jnp.inf
+        done.append(jnp.ravel(jax.tree.leaves(state)[0])[0] > jnp.inf)
       blocks.append(jax.tree.map(whole.unrows, state))
     if len(blocks) > 1:
       rows = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *blocks)
