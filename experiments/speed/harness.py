@@ -127,6 +127,7 @@ def missing(*modules: str) -> str | None:
 
 def in_float64(function: Callable[..., Any], *args) -> Any:
   """The function's results on float64 copies of its float arguments, as NumPy arrays."""
+
   def widen(x):
     x = np.asarray(x)
     return jnp.asarray(x.astype(np.float64) if x.dtype.kind == "f" else x)
@@ -137,6 +138,7 @@ def in_float64(function: Callable[..., Any], *args) -> Any:
 
 def error(got: Any, wanted: Any) -> float:
   """Largest relative norm of the error over the results."""
+
   def one(a, b):
     a = a.detach().cpu().double().numpy() if hasattr(a, "detach") else np.asarray(a, np.float64)
     b = np.asarray(b, np.float64)

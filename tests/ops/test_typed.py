@@ -33,8 +33,16 @@ def test_contract(offsets):
   contract.agrees(case, "xla", arrays())
   contract.agrees(case, "xla", arrays(), dtype=jnp.bfloat16, grads=False)
   contract.matches_finite_differences(case, "xla", arrays())
-  if isinstance(offsets, tuple):
-    contract.transforms(case, "xla", arrays())
+  contract.transforms(case, "xla", arrays())
+  contract.shards(case, "xla", arrays(256 + 2), axes=(None, None, None))
+
+
+@pytest.mark.parametrize("rows", [1, 63, 65, 128, 257])
+def test_odd_sizes_with_offsets_on_the_device(rows):
+  """The types' ends fall inside tiles, on their edges, and past the last."""
+  for ends in ((0, 0, rows, rows), (rows // 2, rows // 2, rows - 1, rows), (rows // 3,) * 4):
+    case = case_of(jnp.asarray((0, *ends), jnp.int32))
+    contract.agrees(case, "xla", arrays(rows))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

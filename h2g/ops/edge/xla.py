@@ -83,11 +83,17 @@ def _in_blocks(function, *arrays: Array) -> Array:
 
 
 def _products(x: Array, y: Array, rows: Rows, ids: Array) -> Array:
-  """[R, W, H] = <x[owner], y[ids[:, j]]>: one inner product per edge and head."""
+  """[R, W, H] = <x[owner], y[ids[:, j]]>: one inner product per edge and head.
+
+  Heads stand last, so that neighbouring lanes add up different sums: written out over D, this is
+  one loop over vectors of heads, where a reduction over the last axis would be scalar (5x slower
+  on a CPU).
+  """
+  x, y = jnp.swapaxes(x, 1, 2), jnp.swapaxes(y, 1, 2)
 
   def block(owner, ids):
-    mine = x[owner]
-    return jnp.stack([jnp.sum(mine * y[ids[:, j]], -1) for j in range(ids.shape[1])], axis=1)
+    terms = x[owner][:, None] * y[ids]  # [B, W, D, H]
+    return sum(terms[:, :, d] for d in range(terms.shape[2]))
 
   return _in_blocks(block, rows.owner, ids)
 
