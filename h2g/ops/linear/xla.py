@@ -88,18 +88,28 @@ def _scan(sliced, constant, state, spec: Spec, chunk: int, group: int):
 
 
 def _forward(sliced, constant, state, spec, chunk, group):
+  # An array in place of a flag: residuals are arrays, and its shape is static.
+  learned = any(x.perturbed for x in jax.tree.leaves(constant, is_leaf=_is_primal))
+  sliced, constant, state = (
+    jax.tree.map(lambda x: x.value, x, is_leaf=_is_primal) for x in (sliced, constant, state)
+  )
   out, after, states = _scan(sliced, constant, state, spec, chunk, group)
-  return (out, after), (sliced, constant, states)
+  return (out, after), (sliced, constant, states, jnp.zeros((int(learned),)))
 
 
 def _backward(spec: Spec, chunk: int, group: int, saved, cotangents):
-  sliced, constant, states = saved
-  g_out, g_state = cotangents
+  sliced, constant, states, learned = saved
+  g_out, g_state = map(_instantiate, cotangents)
   size = group * chunk
+  # The weights of a constant decay cost as much to differentiate as a matmul: only where asked for.
+  wanted = constant if learned.shape[0] else None
 
   def pull(parts, state, g_out, g_state):
-    step = lambda *args: _group(*args, spec=spec, shape=(group, chunk))
-    _, back = jax.vjp(step, parts, constant, state)
+    def step(parts, wanted, state):
+      weights = constant if wanted is None else wanted
+      return _group(parts, weights, state, spec=spec, shape=(group, chunk))
+
+    _, back = jax.vjp(step, parts, wanted, state)
     return back((g_out, g_state))
 
   if len(states) == 1:
@@ -114,14 +124,26 @@ def _backward(spec: Spec, chunk: int, group: int, saved, cotangents):
       d_constant = jax.tree.map(jnp.add, d_constant, more)
       return (g_state, d_sliced, d_constant), None
 
-    zeros = jax.tree.map(jnp.zeros_like, (sliced, constant))
+    zeros = jax.tree.map(jnp.zeros_like, (sliced, wanted))
     (g_state, d_sliced, d_constant), _ = jax.lax.scan(
       body, (g_state, *zeros), (_numbers(g_out, size), states), reverse=True
     )
+  if wanted is None:
+    d_constant = jax.tree.map(jnp.zeros_like, constant)
   return d_sliced, d_constant, g_state
 
 
-_stretch.defvjp(_forward, _backward)
+_stretch.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _is_primal(x) -> bool:
+  return hasattr(x, "perturbed")
+
+
+def _instantiate(x) -> Array:
+  if isinstance(x, jax.custom_derivatives.SymbolicZero):
+    return jnp.zeros(x.aval.shape, x.aval.dtype)
+  return x
 
 
 def _numbers(x: Array, size: int) -> Array:
