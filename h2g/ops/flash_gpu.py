@@ -465,7 +465,11 @@ def _shared(*shape: int, dtype):
 
 
 def _launch(body, *, out_type, scratch_types, grid, warpgroups: int):
-  """A kernel with `warpgroups` that compute and one that moves memory."""
+  """A kernel with `warpgroups` that compute and one that moves memory.
+
+  The last axis of the grid varies fastest: tiles of one head run together and share its k and v in
+  the L2 cache.
+  """
   options = {}
   if dispatch.interpreted():
     options["interpret"] = plgpu_interpreter()
@@ -474,7 +478,7 @@ def _launch(body, *, out_type, scratch_types, grid, warpgroups: int):
     out_type=out_type,
     scratch_types=scratch_types,
     grid=grid,
-    grid_names=("heads", "tiles", "batch"),
+    grid_names=("batch", "heads", "tiles"),
     num_threads=warpgroups + 1,
     thread_name="warpgroup",
     compiler_params=plgpu.CompilerParams(approx_math=True),
@@ -822,7 +826,7 @@ def _forward(call: Call, config: Config) -> tuple[Array, Array]:
         plgpu.Barrier(num_arrivals=2) if warpgroups == 2 else None,
       ),
     ),
-    grid=(heads, tiles, batch),
+    grid=(batch, heads, tiles),
     warpgroups=warpgroups,
   )(padded, call.by_query)
   num_queries = call.q.shape[1]
@@ -941,7 +945,7 @@ def _d_queries(call: Call, config: Config, saved: Saved) -> tuple[Array, Array |
         plgpu.Barrier(num_arrivals=warpgroups, num_barriers=stages),
       ),
     ),
-    grid=(heads, tiles, batch),
+    grid=(batch, heads, tiles),
     warpgroups=warpgroups,
   )(padded, call.by_query, saved)
 
@@ -1058,7 +1062,7 @@ def _d_keys(call: Call, config: Config, saved: Saved) -> tuple[Array, Array, Arr
         plgpu.Barrier(num_arrivals=warpgroups, num_barriers=stages),
       ),
     ),
-    grid=(key_heads, tiles, batch),
+    grid=(batch, key_heads, tiles),
     warpgroups=warpgroups,
   )(padded, call.by_key, saved)
 
@@ -1171,7 +1175,7 @@ def _d_bias(call: Call, config: Config, saved: Saved) -> Array:
         plgpu.Barrier(num_arrivals=warpgroups, num_barriers=stages),
       ),
     ),
-    grid=(bias_heads, tiles * columns, entries),
+    grid=(entries, bias_heads, tiles * columns),
     warpgroups=warpgroups,
   )(padded, call.table, saved)
 

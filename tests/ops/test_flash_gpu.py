@@ -7,6 +7,9 @@ import sys
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
 import numpy as np
 import pytest
 
@@ -115,6 +118,25 @@ def test_vmap_lowers_for_cuda():
   shapes = [((3, *shape), dtype) for shape, dtype in operands(256, 2, 2)]
   function = lambda *arrays: attention(*arrays, mask=masks.causal(), implementation="mosaic_gpu")
   lowered(jax.vmap(function), *shapes)
+
+
+@pytest.mark.lowering
+def test_two_shards_lower_for_cuda():
+  mesh = Mesh(np.array(jax.devices()[:2]), ("x",))
+  layout = NamedSharding(mesh, PartitionSpec("x", None, None, None))
+
+  def total(*arrays):
+    out = attention(*arrays, mask=masks.causal(), sharding=layout, implementation="mosaic_gpu")
+    return out.astype(jnp.float32).sum()
+
+  shapes = [
+    jax.ShapeDtypeStruct(shape, dtype, sharding=layout)
+    for shape, dtype in operands(256, 2, 2, batch=2)
+  ]
+  with dispatch.lowering_for("gpu"):
+    exported = jax.export.export(jax.jit(jax.grad(total)), platforms=["cuda"])(*shapes)
+  assert exported.nr_devices == 2
+  assert "all_gather" not in exported.mlir_module()
 
 
 def run_cases(*names, device="cpu"):
