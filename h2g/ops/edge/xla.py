@@ -102,24 +102,23 @@ def _add_rows(parts: Array, rows: Rows, num: int) -> Array:
   return jax.ops.segment_sum(parts, rows.owner, num, indices_are_sorted=True)
 
 
-def _logits(q, k, bias, index: EdgeIndex, rows: Rows, scale, clip):
-  """(logits [R, W, H] with NEGATIVE where no edge is, inside [R, W, H] bool: not clipped)."""
-  raw = scale * _products(q, k, rows, index.senders[rows.position])
-  inside = rows.real[..., None]
-  logits = raw
-  if clip is not None:
-    inside = inside & (jnp.abs(raw) <= clip)
-    logits = jnp.clip(raw, -clip, clip)
+def _logits(raw, bias, rows: Rows, clip):
+  """From scaled products [R, W, H] to logits; NEGATIVE where no edge is."""
+  logits = raw if clip is None else jnp.clip(raw, -clip, clip)
   if bias is not None:
     logits = logits + bias[rows.position]
-  return jnp.where(rows.real[..., None], logits, NEGATIVE), inside
+  return jnp.where(rows.real[..., None], logits, NEGATIVE)
 
 
 def _forward(scale, clip, q, k, v, bias, keep, index: EdgeIndex):
-  """(out [N, H, E'], lse [N, H]) in float32."""
+  """(out [N, H, E'], lse [N, H], scaled products [R * W, H]) in float32.
+
+  The products, scalars per edge and head, spare the backward pass a read of all keys.
+  """
   num, num_edges = q.shape[0], index.senders.shape[0]
   rows = virtual_rows(index.indptr, num_edges)
-  logits, _ = _logits(q, k, bias, index, rows, scale, clip)
+  raw = scale * _products(q, k, rows, index.senders[rows.position])
+  logits = _logits(raw, bias, rows, clip)
   top = jax.ops.segment_max(logits.max(1), rows.owner, num, indices_are_sorted=True)
   top = jnp.where(top > 0.5 * NEGATIVE, top, 0.0)
   weights = jnp.exp(logits - top[rows.owner][:, None, :])
@@ -129,7 +128,8 @@ def _forward(scale, clip, q, k, v, bias, keep, index: EdgeIndex):
   out = _weighted_sum(weights, v, index.senders[rows.position], rows, num)
   seen = total > 0
   safe = jnp.where(seen, total, 1.0)
-  return out / safe[..., None], jnp.where(seen, top + jnp.log(safe), -jnp.inf)
+  lse = jnp.where(seen, top + jnp.log(safe), -jnp.inf)
+  return out / safe[..., None], lse, raw.reshape(-1, raw.shape[-1])
 
 
 def _weighted_sum(weights: Array, x: Array, ids: Array, rows: Rows, num: int) -> Array:
@@ -153,11 +153,12 @@ def _weighted_sum(weights: Array, x: Array, ids: Array, rows: Rows, num: int) ->
   return jax.lax.scan(add, total, jax.tree.map(_cut, arrays))[0]
 
 
-def _backward(scale, clip, q, k, v, bias, keep, index: EdgeIndex, lse, d_out, delta):
+def _backward(scale, clip, q, k, v, bias, keep, index: EdgeIndex, lse, raw, d_out, delta):
   """(dq, dk, dv, d_bias [E, H] with zeros on padding); delta [N, H] = <d_out, out> - d_lse."""
   num, num_edges = q.shape[0], index.senders.shape[0]
   rows = virtual_rows(index.indptr, num_edges)
-  logits, inside = _logits(q, k, bias, index, rows, scale, clip)
+  raw = raw.reshape(*rows.real.shape, -1)
+  logits = _logits(raw, bias, rows, clip)
   safe = jnp.where(jnp.isfinite(lse), lse, 0.0)
   weights = jnp.where(rows.real[..., None], jnp.exp(logits - safe[rows.owner][:, None, :]), 0.0)
   senders = index.senders[rows.position]
@@ -168,7 +169,9 @@ def _backward(scale, clip, q, k, v, bias, keep, index: EdgeIndex, lse, d_out, de
     factor = jnp.where(rows.real[..., None], keep[rows.position], 0.0)
     d_weights, kept = d_weights * factor, weights * factor
   d_logits = weights * (d_weights - delta[rows.owner][:, None, :])
-  d_raw = jnp.where(inside, d_logits, 0.0) * scale
+  d_raw = d_logits * scale
+  if clip is not None:
+    d_raw = jnp.where(jnp.abs(raw) <= clip, d_raw, 0.0)
   dq = _weighted_sum(d_raw, k, senders, rows, num)
 
   # By sender: the logits' gradients and the weights, scalars per edge and head, are read back.
@@ -238,19 +241,19 @@ _backward = _seeds_as_heads(_backward)
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def attend(scale, clip, q, k, v, bias, keep, index: EdgeIndex):
   """(out [N, H, E'], lse [N, H]), float32; keep [E, H] multiplies the weights (dropout) or None."""
-  return _forward(scale, clip, q, k, v, bias, keep, index)
+  return _forward(scale, clip, q, k, v, bias, keep, index)[:2]
 
 
 def _attend_fwd(scale, clip, q, k, v, bias, keep, index):
-  out, lse = _forward(scale, clip, q, k, v, bias, keep, index)
-  return (out, lse), (q, k, v, bias, keep, index, out, lse)
+  out, lse, raw = _forward(scale, clip, q, k, v, bias, keep, index)
+  return (out, lse), (q, k, v, bias, keep, index, out, lse, raw)
 
 
 def _attend_bwd(scale, clip, saved, cotangents):
-  q, k, v, bias, keep, index, out, lse = saved
+  q, k, v, bias, keep, index, out, lse, raw = saved
   d_out, d_lse = cotangents
   delta = jnp.sum(d_out * out, -1) - d_lse
-  dq, dk, dv, d_bias = _backward(scale, clip, q, k, v, bias, keep, index, lse, d_out, delta)
+  dq, dk, dv, d_bias = _backward(scale, clip, q, k, v, bias, keep, index, lse, raw, d_out, delta)
   return dq, dk, dv, d_bias, None, None
 
 
