@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from collections.abc import Mapping
-import math
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from jax.sharding import PartitionSpec
 
 from h2g.ops import dispatch
 from h2g.ops import masks
+from h2g.ops import sharding as sharding_lib
 from h2g.ops.attention import call as call_lib
 from h2g.ops.attention import cudnn
 from h2g.ops.attention import mosaic_gpu
@@ -133,8 +133,7 @@ def attention(
   seed = jax.random.bits(dropout_key, (2,), jnp.uint32) if dropout_rate > 0 else None
   operands = Operands(q, k, v, bias, mask, sinks, tuple(logits_args), seed)
   serve = lambda operands: _serve(operands, spec, implementation)
-  layout = _layout(q, sharding)
-  result = serve(operands) if layout is None else _sharded(serve, operands, spec, *layout)
+  result = _sharded(serve, operands, spec, sharding)
   only_out = not (return_lse or spec.statistics)
   return result.out if only_out else result
 
@@ -233,94 +232,30 @@ def _hoist(logits_fn, logits_args, dtype):
   return call_lib.elementwise(converted), (*logits_args, *captured)
 
 
-def _layout(q, sharding):
-  """(mesh or None, batch axes, head axes) where the call should be sharded, else None."""
-  mesh, given = None, sharding is not None
-  if sharding is None:
-    try:
-      sharding = q.sharding if not isinstance(q, jax.core.Tracer) else jax.typeof(q).sharding
-    except AttributeError:
-      return None
-  if isinstance(sharding, NamedSharding):
-    mesh, spec = sharding.mesh, sharding.spec
-  elif isinstance(sharding, PartitionSpec):
-    spec = sharding
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-      raise ValueError(
-        f"sharding is {spec} but no mesh is in context: use jax.set_mesh, or pass a NamedSharding"
-      )
-  else:
-    return None
-  entries = [*spec, *(None,) * (4 - len(spec))]
-  axes = [
-    () if e is None or e is PartitionSpec.UNCONSTRAINED else e if isinstance(e, tuple) else (e,)
-    for e in entries
-  ]
-  # An axis that is already mapped by an enclosing shard_map is not ours to map.
-  manual = getattr(jax.sharding.get_abstract_mesh(), "manual_axes", ())
-  axes = [tuple(a for a in names if mesh.shape[a] > 1 and a not in manual) for names in axes]
-  if axes[1] or axes[3]:
-    if not given:
-      return None
-    raise NotImplementedError(
-      f"sharding {spec}: attention shards batch and heads, not queries or head width"
-    )
-  return (mesh, axes[0], axes[2]) if axes[0] or axes[2] else None
-
-
-def _sharded(serve, operands: Operands, spec: Spec, mesh, batch_axes, head_axes) -> AttentionOut:
-  """Runs the call once per shard: local arrays, and the global numbers of their first entries."""
-  batch, _, heads, _ = operands.q.shape
-  key_heads = operands.k.shape[2]
-  batch_shards = math.prod(mesh.shape[a] for a in batch_axes)
-  head_shards = math.prod(mesh.shape[a] for a in head_axes)
-  if batch % batch_shards or heads % head_shards or (key_heads % head_shards and key_heads > 1):
-    raise ValueError(
-      f"batch {batch}, heads {heads} and key heads {key_heads} must be divisible by their shards: "
-      f"{batch_shards} over {batch_axes}, {head_shards} over {head_axes}"
-    )
-  names = {"b": batch_axes or None, "h": head_axes or None, None: None}
-
-  def place(axes, shape):
-    return PartitionSpec(*(names[a] if n > 1 else None for a, n in zip(axes, shape)))
-
-  spec_of = lambda x, *axes: None if x is None else place(axes, x.shape)
+def _sharded(serve, operands: Operands, spec: Spec, sharding) -> AttentionOut:
+  """The call, once per shard of batch or heads; masks and hooks see global numbers."""
   mask_leaves, mask_tree = jax.tree.flatten(operands.mask)
+  args_leaves, args_tree = jax.tree.flatten(operands.logits_args)
+  whole = lambda x: "." * jnp.ndim(x)
   mask_axes = [] if operands.mask is None else operands.mask.axes()
-  arrays = (operands._replace(mask=None, origin=None), mask_leaves)
-  replicated = lambda tree: jax.tree.map(lambda x: PartitionSpec(), tree)
-  in_specs = (
-    Operands(
-      q=spec_of(operands.q, "b", None, "h", None),
-      k=spec_of(operands.k, "b", None, "h", None),
-      v=spec_of(operands.v, "b", None, "h", None),
-      bias=spec_of(operands.bias, "b", "h", None, None),
-      sinks=spec_of(operands.sinks, "h"),
-      logits_args=replicated(operands.logits_args),
-      seed=replicated(operands.seed),
-    ),
-    [place(axes, jnp.shape(x)) for axes, x in zip(mask_axes, mask_leaves)],
-  )
-  b, h = names["b"], names["h"]
-  rows = PartitionSpec(b, h)
-  out_specs = AttentionOut(
-    PartitionSpec(b, None, h),
-    rows if spec.lse else None,
-    rows if spec.column_mass else None,
-    rows if spec.entropy else None,
-    call_lib.TopKeys(rows, rows) if spec.top_keys else None,
-  )
+  mask_axes = ["".join(a or "." for a in axes) for axes in mask_axes]
+  arrays = (*operands[:4], operands.sinks, operands.seed, *mask_leaves, *args_leaves)
+  axes = ("bthd", "bshd", "bshe", "bhts", "h", ".", *mask_axes, *map(whole, args_leaves))
 
-  def local(operands, mask_leaves):
-    first = lambda axes, size: (
-      jax.lax.axis_index(axes) * size if axes else jnp.zeros((), jnp.int32)
-    ).astype(jnp.int32)
-    origin = first(batch_axes, batch // batch_shards), first(head_axes, heads // head_shards)
-    mask = jax.tree.unflatten(mask_tree, mask_leaves)
-    mask = None if mask is None else mask.shifted(*origin)
-    return serve(operands._replace(mask=mask, origin=jnp.stack(origin)))
+  def local(q, k, v, bias, sinks, seed, *leaves, origin):
+    mask = jax.tree.unflatten(mask_tree, leaves[: len(mask_leaves)])
+    logits_args = jax.tree.unflatten(args_tree, leaves[len(mask_leaves) :])
+    if origin is not None:
+      mask = None if mask is None else mask.shifted(*origin)
+      origin = jnp.stack(origin)
+    return serve(Operands(q, k, v, bias, mask, sinks, logits_args, seed, origin))
 
-  # Loops and kernels inside do not track which values vary along which axis.
-  mapped = jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-  return mapped(*arrays)
+  rows = lambda wanted: "bht" if wanted else None
+  out_axes = AttentionOut(
+    "bthe",
+    rows(spec.lse),
+    rows(spec.column_mass),
+    rows(spec.entropy),
+    call_lib.TopKeys("bhtn", "bhtn") if spec.top_keys else None,
+  )
+  return sharding_lib.over_shards(local, arrays, axes, out_axes, sharding, origin=True)
