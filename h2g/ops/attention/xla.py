@@ -30,6 +30,7 @@ import numpy as np
 from h2g.ops import dispatch
 from h2g.ops import masks
 from h2g.ops import tiles
+from h2g.ops import tuning
 from h2g.ops.attention import call as call_lib
 from h2g.ops.attention.call import AttentionOut
 from h2g.ops.attention.call import Operands
@@ -142,7 +143,8 @@ def _plan(operands: Operands) -> tuple[Plan, Array | None]:
 
 def _block_sizes(num_queries: int) -> tuple[int, int]:
   """(usual size of a block of queries and of keys, size for narrow bands)."""
-  return 128 if num_queries <= 1024 else 256 if num_queries <= 4096 else 512, 128
+  usual = 128 if num_queries <= 1024 else 256 if num_queries <= 4096 else 512
+  return tuning.sizes("attention.xla", dict(block=usual), length=num_queries)["block"], 128
 
 
 def _cost(tasks: tuple[Task, ...]) -> int:

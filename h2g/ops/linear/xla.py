@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from h2g.ops import dispatch
 from h2g.ops import tiles
+from h2g.ops import tuning
 from h2g.ops.linear.call import Spec
 
 
@@ -47,10 +48,11 @@ def decay_attention(q, k, v, decay, state, spec: Spec) -> tuple[Array, Array]:
 def _sizes(length: int, chunk_size: int | None) -> tuple[int, int]:
   """(steps per chunk, chunks per group)."""
   on_cpu = dispatch.platform() == "cpu"
-  chunk = 64 if chunk_size is None else chunk_size
   # Accelerators want few large launches; a CPU wants its tiles in cache.
-  group = 1 if on_cpu else 16
-  return min(chunk, length), group
+  closed_form = dict(chunk=64, group=1 if on_cpu else 16)
+  sizes = tuning.sizes("linear.xla", closed_form, length=length)
+  chunk = sizes["chunk"] if chunk_size is None else chunk_size
+  return min(chunk, length), sizes["group"]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
