@@ -18,6 +18,7 @@ import numpy as np
 from h2g.ops import dispatch
 from h2g.ops import masks
 from h2g.ops import sharding as sharding_lib
+from h2g.ops.sparse import mosaic_gpu
 from h2g.ops.sparse import reference
 from h2g.ops.sparse import tables
 from h2g.ops.sparse import xla
@@ -29,8 +30,9 @@ from h2g.ops.sparse.tables import BlockLists
 IMPLEMENTATIONS: Mapping[str, Callable[[Operands, Spec], tuple[Array, Array]]] = dict(
   reference=reference.block_sparse_attention,
   xla=xla.block_sparse_attention,
+  mosaic_gpu=mosaic_gpu.block_sparse_attention,
 )
-ORDER: Mapping[str, tuple[str, ...]] = dict(gpu=("xla",), tpu=("xla",), cpu=("xla",))
+ORDER: Mapping[str, tuple[str, ...]] = dict(gpu=("mosaic_gpu", "xla"), tpu=("xla",), cpu=("xla",))
 
 
 class SparseOut(NamedTuple):
