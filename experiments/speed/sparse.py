@@ -1,0 +1,180 @@
+"""Block-sparse attention beside PyTorch, on the same random arrays.
+
+  python experiments/speed/sparse.py --json rows.json
+
+A sliding window as lists of blocks, beside torch's compiled FlexAttention with the same blocks; a
+random table of blocks, beside torch's scaled_dot_product_attention with the table as a dense mask,
+and beside FlexAttention. Arrays are [B, S, H, D] for JAX and the same values, heads first and
+contiguous, for torch: each library in the layout that it prefers.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+import functools
+import pathlib
+import sys
+from typing import Any
+from typing import NamedTuple
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # runs from a clone, too
+
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.speed import harness
+from h2g.ops import masks
+from h2g.ops import sparse
+
+
+class Shape(NamedTuple):
+  """One line of the table.
+
+  Attributes:
+    batch: B.
+    length: T and S.
+    heads: H and K.
+    width: D and E.
+    block: tokens per block, of queries and of keys.
+    window: keys a query may attend to, itself included (causal); 0 for random blocks.
+    share: of the blocks that are listed at random, the diagonal besides.
+  """
+
+  batch: int
+  length: int
+  heads: int
+  width: int
+  block: int
+  window: int = 0
+  share: float = 0.0
+
+
+SHAPES = {
+  "cpu": {
+    "window 128 B1 S4096 H8 D64": Shape(1, 4096, 8, 64, 128, window=128),
+    "10% of blocks of 64 B1 S4096 H8 D64": Shape(1, 4096, 8, 64, 64, share=0.1),
+  },
+  "gpu": {
+    "window 128 B1 S8192 H16 D128": Shape(1, 8192, 16, 128, 128, window=128),
+    "window 1024 B1 S8192 H16 D128": Shape(1, 8192, 16, 128, 128, window=1024),
+    "10% of blocks of 128 B1 S8192 H16 D128": Shape(1, 8192, 16, 128, 128, share=0.1),
+  },
+}
+
+
+def table_of(shape: Shape) -> Any:
+  """The lists of a window, or a bool table [1, 1, N, N] in which every row has an entry."""
+  if shape.window:
+    blocks = (shape.block, shape.block)
+    return sparse.window_table(shape.length, shape.length, blocks, shape.window - 1)
+  num = -(-shape.length // shape.block)
+  listed = np.random.default_rng(1).random((num, num)) < shape.share
+  return (listed | np.eye(num, dtype=bool))[None, None]
+
+
+def pairs(shape: Shape) -> float:
+  """Pairs of query and key that attend, per head and batch entry."""
+  n, w = shape.length, shape.window
+  return n * w - w * (w - 1) / 2 if w else float(table_of(shape).sum()) * shape.block**2
+
+
+def ours(shape: Shape, implementation: str | None = None) -> Callable[..., Any]:
+  """(q, k, v) -> output."""
+  return lambda q, k, v: sparse.block_sparse_attention(
+    q,
+    k,
+    v,
+    table_of(shape),
+    block_size=(shape.block, shape.block),
+    mask=masks.window(shape.window - 1) if shape.window else None,
+    implementation=implementation,
+  )
+
+
+def sdpa(shape: Shape) -> Callable[..., Any]:
+  """torch's own attention, with the blocks as a mask [1, 1, S, S]."""
+  import torch
+
+  block, n = shape.block, shape.length
+  dense = table_of(shape)[0, 0].repeat(block, 0).repeat(block, 1)[:n, :n]
+  mask = harness.to_torch(dense[None, None])
+  call = torch.nn.functional.scaled_dot_product_attention
+  return lambda q, k, v: call(q, k, v, attn_mask=mask)
+
+
+def flex(shape: Shape, platform: str) -> Callable[..., Any]:
+  """torch's compiled FlexAttention, with the same blocks; on a CPU it has no backward."""
+  import torch
+  from torch.nn.attention import flex_attention
+
+  if shape.window:
+    inside = lambda b, h, q, k: (q >= k) & (q - k < shape.window)
+  else:
+    listed = harness.to_torch(table_of(shape)[0, 0])
+    inside = lambda b, h, q, k: listed[q // shape.block, k // shape.block]
+  device, n = "cuda" if platform == "gpu" else "cpu", shape.length
+  # Its GPU kernels take blocks of 128 and more.
+  size = max(shape.block, 128) if platform == "gpu" else shape.block
+  block_mask = flex_attention.create_block_mask(
+    inside, None, None, n, n, device=device, BLOCK_SIZE=size
+  )
+  compiled = torch.compile(flex_attention.flex_attention)
+  return lambda q, k, v: compiled(q, k, v, block_mask=block_mask)
+
+
+def peers(shape: Shape, platform: str, backward: bool) -> dict[str, Callable[..., Any] | str]:
+  """{name: function of tensors, or why it is not measured}."""
+  absent = harness.missing("torch")
+  unserved = "FlexAttention has no backward on a CPU" if backward and platform == "cpu" else None
+  found: dict[str, Any] = {}
+  if not shape.window:
+    found["torch SDPA, dense mask"] = absent or sdpa(shape)
+  found["torch FlexAttention"] = absent or unserved or flex(shape, platform)
+  return found
+
+
+def cases(platform: str) -> Iterator[harness.Case]:
+  dtype = jnp.bfloat16 if platform == "gpu" else jnp.float32
+  for name, shape in SHAPES[platform].items():
+    rng = np.random.default_rng(0)
+    b, n, h, d = shape[:4]
+    # The same rounded numbers for everybody, the float64 reference included.
+    arrays = [
+      np.asarray(jnp.asarray(rng.standard_normal((b, n, h, d), np.float32), dtype))
+      for _ in range(3)
+    ]
+    for part in ("fwd", "fwd+bwd"):
+      backward = part != "fwd"
+      graded = functools.partial(harness.grads, num=3) if backward else lambda f: f
+      runs: dict[str, Any] = {}
+      for peer, function in peers(shape, platform, backward).items():
+        if isinstance(function, str):
+          runs[peer] = function
+          continue
+        tensors = [harness.to_torch(x.swapaxes(1, 2).astype(np.float32)) for x in arrays]
+        if platform == "gpu":
+          tensors = [x.bfloat16() for x in tensors]
+
+        def call(*args, function=function, backward=backward):
+          import torch
+
+          if backward:
+            return tuple(x.transpose(1, 2) for x in harness.torch_grads(function)(*args))
+          with torch.no_grad():
+            return function(*args).transpose(1, 2)
+
+        runs[peer] = harness.torch_run(call, *tensors)
+      yield harness.Case(
+        op="sparse",
+        name=name,
+        part=part,
+        ours=harness.jax_run(graded(ours(shape)), *arrays),
+        peers=runs,
+        wanted=functools.partial(harness.in_float64, graded(ours(shape, "reference")), *arrays),
+        tolerance=2e-2 if platform == "gpu" else 1e-4,
+        bytes=dtype(0).nbytes * 4 * b * n * h * d * (3 if backward else 1),
+        flops=pairs(shape) * b * h * d * 4 * (3.5 if backward else 1),
+      )
+
+
+if __name__ == "__main__":
+  harness.main(cases, __doc__, "torch")
