@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 
 from h2g.ops import dispatch
 from h2g.ops import sharding as sharding_lib
+from h2g.ops.cache import mosaic_gpu
 from h2g.ops.cache import mosaic_tpu
 from h2g.ops.cache import reference
 from h2g.ops.cache import xla
@@ -21,9 +22,12 @@ from h2g.ops.cache.call import Spec
 IMPLEMENTATIONS: Mapping[str, Callable[[Operands, Spec], tuple[Array, Array]]] = dict(
   reference=reference.decode_attention,
   xla=xla.decode_attention,
+  mosaic_gpu=mosaic_gpu.decode_attention,
   mosaic_tpu=mosaic_tpu.decode_attention,
 )
-ORDER: Mapping[str, tuple[str, ...]] = dict(gpu=("xla",), tpu=("mosaic_tpu", "xla"), cpu=("xla",))
+ORDER: Mapping[str, tuple[str, ...]] = dict(
+  gpu=("mosaic_gpu", "xla"), tpu=("mosaic_tpu", "xla"), cpu=("xla",)
+)
 
 
 class DecodeOut(NamedTuple):

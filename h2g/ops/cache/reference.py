@@ -49,3 +49,21 @@ def decode_attention(operands: Operands, spec: Spec) -> tuple[Array, Array]:
   lse = jnp.where(attends, jnp.log(total) + largest, -jnp.inf)
   flat = lambda x: jnp.reshape(x, (batch, heads, *x.shape[3:]))
   return flat(out).astype(operands.q.dtype), flat(lse)
+
+
+def gradients(operands: Operands, spec: Spec, cotangents) -> Operands:
+  """Cotangents of the operands, by the definition; for implementations without a backward pass.
+
+  Args:
+    operands: of the call.
+    spec: of the call.
+    cotangents: of out and lse.
+  """
+
+  def definition(q, k, v, sinks):
+    again = operands._replace(q=q, k=k, v=v, sinks=sinks)
+    return decode_attention(again, spec)
+
+  floats = operands.q, operands.k, operands.v, operands.sinks
+  dq, dk, dv, d_sinks = jax.vjp(definition, *floats)[1](tuple(cotangents))
+  return Operands(dq, dk, dv, None, None, d_sinks)

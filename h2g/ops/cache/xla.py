@@ -80,13 +80,7 @@ def _forward(operands: Operands, spec: Spec):
 
 
 def _backward(spec: Spec, operands: Operands, cotangents):
-  def definition(q, k, v, sinks):
-    again = operands._replace(q=q, k=k, v=v, sinks=sinks)
-    return reference.decode_attention(again, spec)
-
-  floats = operands.q, operands.k, operands.v, operands.sinks
-  dq, dk, dv, d_sinks = jax.vjp(definition, *floats)[1](cotangents)
-  return (Operands(dq, dk, dv, None, None, d_sinks),)
+  return (reference.gradients(operands, spec, cotangents),)
 
 
 decode_attention.defvjp(_forward, _backward)
