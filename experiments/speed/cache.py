@@ -2,10 +2,10 @@
 
   python experiments/speed/cache.py --json rows.json
 
-Heads keep different numbers of rows, as adaptive budgets give them; the cache is compacted and as
-long as its longest head. Peer: torch's scaled_dot_product_attention on that padded cache with a
-mask per head, which is what a cache of one length for all heads allows. The floor is one read of
-the rows that are kept.
+Heads keep different numbers of rows, as adaptive budgets give them; the cache is compacted and has
+room for its longest head, in steps of 128. Peer: torch's scaled_dot_product_attention on that
+padded cache with a mask per head, which is what a cache of one length for all heads allows. The
+floor is one read of the rows that are kept.
 """
 
 from collections.abc import Callable
@@ -94,7 +94,7 @@ def cases(platform: str) -> Iterator[harness.Case]:
     rng = np.random.default_rng(0)
     b, h, kh, d = shape.batch, shape.heads, shape.key_heads, shape.width
     lengths = kept(shape)
-    rows = int(lengths.max())
+    rows = -(-int(lengths.max()) // 128) * 128
     arrays = [
       rng.standard_normal(lead, np.float32)
       for lead in ((b, h, d), (b, kh, rows, d), (b, kh, rows, d))

@@ -96,6 +96,16 @@ def test_agrees_with_float64(name, rows):
   contract.agrees(*swap(case_of(name, rows), "xla"))
 
 
+@pytest.mark.parametrize("name", ["sinks", "ids"])
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_every_form_agrees_with_float64(name, platform, monkeypatch):
+  """Head by head on a CPU; on accelerators blocks of rows of all heads."""
+  monkeypatch.setattr(cache.xla, "_ALONE", 1.0)
+  monkeypatch.setattr(cache.xla, "_BLOCK", dict(cpu=20, gpu=20))
+  with dispatch.lowering_for(platform):
+    contract.agrees(*swap(case_of(name, 65), "xla"))
+
+
 @pytest.mark.smoke
 @pytest.mark.parametrize("name", ["sinks", "ids"])
 def test_bfloat16(name):
