@@ -2,8 +2,9 @@
 
 Plan. A few blocks of queries are taken at a time. For them the listed blocks of keys are gathered,
 a slab of list entries at a time, and added to an online softmax; a loop runs as far as the longest
-list among those rows, so a table with a few long rows costs what it holds. Query heads of one key
-head, and the queries of a block, are the rows of one matmul.
+list among those rows, which are therefore taken in order of length: a table with a few long rows
+costs what it holds. Query heads of one key head, and the queries of a block, are the rows of one
+matmul.
 
 The backward pass recomputes logits from the saved log-sum-exp, twice: by query block for dq, and by
 key block for dk and dv, along the transposed lists (a sort of the table's entries). So every sum is
@@ -20,6 +21,7 @@ from typing import NamedTuple
 import jax
 from jax import Array
 import jax.numpy as jnp
+import numpy as np
 
 from h2g.ops import dispatch
 from h2g.ops import tiles
@@ -30,8 +32,9 @@ from h2g.ops.sparse.call import Operands
 from h2g.ops.sparse.call import Spec
 
 # A CPU wants a slab of logits in its caches, accelerators few large launches.
-_TILE_BYTES = dict(cpu=4 << 20, gpu=256 << 20, tpu=256 << 20)
-_SLAB = dict(cpu=512, gpu=2048, tpu=2048)  # keys, or queries, per slab
+_TILE_BYTES = dict(cpu=1 << 20, gpu=256 << 20, tpu=256 << 20)
+_PARTS = dict(cpu=2, gpu=1, tpu=1)  # of a turn that are computed side by side
+_SLAB = dict(cpu=128, gpu=2048, tpu=2048)  # keys, or queries, per slab
 
 
 class Lists(NamedTuple):
@@ -41,17 +44,31 @@ class Lists(NamedTuple):
     start: [b, h, N] first entry of each list.
     count: [b, h, N] its length.
     entries: [b, h, entries] numbers of blocks on the other side.
+    longest: no list is longer.
   """
 
   start: Array
   count: Array
   entries: Array
+  longest: int
 
 
 def block_sparse_attention(operands: Operands, spec: Spec) -> tuple[Array, Array]:
   """See `h2g.ops.sparse.block_sparse_attention`. Serves every call."""
   ids, counts = (jnp.asarray(x, jnp.int32) for x in (operands.ids, operands.counts))
-  return _attend(operands._replace(ids=ids, counts=counts), spec)
+  longest = _longest_by_key(operands.ids, operands.counts)
+  return _attend(operands._replace(ids=ids, counts=counts), (spec, longest))
+
+
+def _longest_by_key(ids, counts) -> int:
+  """How many blocks of queries attend to one of keys, at most; exact for a static table."""
+  if not (isinstance(ids, np.ndarray) and isinstance(counts, np.ndarray)):
+    return ids.shape[2]
+  listed = ids[np.arange(ids.shape[3])[None, None, None, :] < counts[..., None]]
+  lists = np.flatnonzero(np.ones(counts.shape)).repeat(counts.ravel()) // ids.shape[2]
+  if not listed.size:
+    return 1
+  return int(np.bincount(lists * (listed.max() + 1) + listed).max())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,57 +149,96 @@ class Scene:
       )
     return jnp.where(allowed, logits, -jnp.inf)
 
-  def over_rows(self, lists: Lists, size: int, other: int, inputs, one: Callable[..., Any]) -> Any:
-    """`one(rows, part of the inputs, loop)` for all rows, some at a time; results are joined.
+  def over_rows(self, lists: Lists, size: int, other: int, inputs, steps: "Steps") -> Any:
+    """Goes through all lists, those of some rows at a time; results are joined.
 
     Args:
       lists: of N rows.
-      size: of a row, in queries or keys.
-      other: of a block on the other side.
+      size: rows of the matmul per row and key head: queries of all its heads, or keys.
+      other: its columns per block of the other side, likewise.
       inputs: pytree of [B, K, N, ...].
-      one: rows are their numbers [R]; results are a pytree of [B, K, R, ...]. `loop(state, step)`
-        runs `step(state, ids, valid) -> state`, both [b, h, R, X], over the slabs of these rows'
-        lists, and stops after the longest list.
+      steps: what happens.
     """
     platform = dispatch.platform()
-    num, width = lists.count.shape[2], lists.entries.shape[2]
-    slab = max(1, min(width, _SLAB[platform] // other))
-    per_row = self.sizes[0] * self.sizes[3] * size * slab * other * 4
+    num = lists.count.shape[2]
+    slab = max(1, min(lists.longest, _SLAB[platform] // other))
+    per_row = self.sizes[0] * self.sizes[4] * size * slab * other * 4
     turns = -(-num // max(1, _TILE_BYTES[platform] // per_row))
-    rows = -(-num // turns)
+    # Parts of a turn are independent, so that one fills the cores while another waits.
+    parts = min(_PARTS[platform], num)
+    rows = -(-num // (turns * parts))
+    turns = -(-num // (rows * parts))
 
     def fill(x):
       padding = [(0, 0)] * x.ndim
-      padding[2] = (0, turns * rows - num)
+      padding[2] = (0, turns * parts * rows - num)
       return jnp.pad(x, padding)
 
     filled = jax.tree.map(fill, (lists.start, lists.count, inputs))
+    # A turn runs as far as its longest list: those of about one length go together.
+    sort = turns > 1 and lists.longest > slab
+    order = jnp.argsort(-filled[1].max((0, 1))).astype(jnp.int32) if sort else None
+
+    def listed(i, start, count):
+      """(ids, valid) of the i-th slab."""
+      place = i * slab + jnp.arange(slab, dtype=jnp.int32)[None, None, None, :]
+      at = start[..., None] + place
+      ids = jnp.take_along_axis(
+        lists.entries, jnp.reshape(at, (*at.shape[:2], -1)), axis=2, mode="clip"
+      )
+      return jnp.reshape(ids, at.shape), place < count[..., None]
 
     def turn(n):
-      take = lambda x: jax.lax.dynamic_slice_in_dim(x, n * rows, rows, 2)
-      start, count, part = jax.tree.map(take, filled)
+      groups = []
+      for at in range(parts):
+        first = (n * parts + at) * rows
+        numbers = first + jnp.arange(rows, dtype=jnp.int32)
+        take = functools.partial(
+          jax.lax.dynamic_slice_in_dim, start_index=first, slice_size=rows, axis=2
+        )
+        if sort:
+          numbers = jax.lax.dynamic_slice_in_dim(order, first, rows)
+          take = functools.partial(jnp.take, indices=numbers, axis=2, mode="clip")
+        groups.append((numbers, *jax.tree.map(take, filled)))
 
-      def loop(state, step):
-        def body(i, state):
-          place = i * slab + jnp.arange(slab, dtype=jnp.int32)[None, None, None, :]
-          at = start[..., None] + place
-          flat = jnp.reshape(at, (*at.shape[:2], -1))
-          ids = jnp.take_along_axis(lists.entries, flat, axis=2, mode="clip")
-          return step(state, jnp.reshape(ids, at.shape), place < count[..., None])
+      def body(i, states):
+        return [
+          steps.add(state, part, numbers, *listed(i, start, count))
+          for state, (numbers, start, count, part) in zip(states, groups)
+        ]
 
-        return jax.lax.fori_loop(0, -(-jnp.max(count) // slab), body, state)
-
-      return one(n * rows + jnp.arange(rows, dtype=jnp.int32), part, loop)
+      longest = functools.reduce(jnp.maximum, [jnp.max(count) for _, _, count, _ in groups])
+      states = [steps.start(part) for *_, part in groups]
+      states = jax.lax.fori_loop(0, -(-longest // slab), body, states)
+      found = [steps.finish(state, part) for state, (*_, part) in zip(states, groups)]
+      return jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=2), *found)
 
     if turns == 1:
-      return turn(0)
+      return jax.tree.map(lambda x: x[:, :, :num], turn(0))
     found = jax.lax.map(turn, jnp.arange(turns, dtype=jnp.int32))
+    back = jnp.argsort(order).astype(jnp.int32)[:num] if sort else None
 
     def join(x):
       x = jnp.moveaxis(x, 0, 2)
-      return jnp.reshape(x, (*x.shape[:2], turns * rows, *x.shape[4:]))[:, :, :num]
+      x = jnp.reshape(x, (*x.shape[:2], turns * parts * rows, *x.shape[4:]))
+      return jnp.take(x, back, axis=2) if sort else x[:, :, :num]
 
     return jax.tree.map(join, found)
+
+
+class Steps(NamedTuple):
+  """What is done along the lists of R rows.
+
+  Attributes:
+    start: part of the inputs [B, K, R, ...] -> state.
+    add: (state, part, numbers of the rows [R], ids, valid) -> state; the last two are [b, h, R, X],
+      entries of the rows' lists and whether they count.
+    finish: (state, part) -> results, a pytree of [B, K, R, ...].
+  """
+
+  start: Callable[..., Any]
+  add: Callable[..., Any]
+  finish: Callable[..., Any]
 
 
 def _scene(operands: Operands, spec: Spec) -> Scene:
@@ -208,10 +264,10 @@ def _by_query(operands: Operands) -> Lists:
   ids, counts = operands.ids, operands.counts
   start = jnp.arange(ids.shape[2], dtype=jnp.int32) * ids.shape[3]
   start = jnp.broadcast_to(start[None, None, :], counts.shape)
-  return Lists(start, counts, jnp.reshape(ids, (*ids.shape[:2], -1)))
+  return Lists(start, counts, jnp.reshape(ids, (*ids.shape[:2], -1)), ids.shape[3])
 
 
-def _by_key(operands: Operands, num_key_blocks: int) -> Lists:
+def _by_key(operands: Operands, num_key_blocks: int, longest: int) -> Lists:
   """The transposed lists: which blocks of queries attend to each block of keys, ascending."""
   ids, counts = operands.ids, operands.counts
   width = ids.shape[3]
@@ -223,28 +279,34 @@ def _by_key(operands: Operands, num_key_blocks: int) -> Lists:
   ends = jnp.arange(num_key_blocks + 1, dtype=jnp.int32)
   search = lambda x: jnp.searchsorted(x, ends).astype(jnp.int32)
   indptr = jax.vmap(jax.vmap(search))(ascending)
-  return Lists(indptr[..., :-1], jnp.diff(indptr), order // width)
+  return Lists(indptr[..., :-1], jnp.diff(indptr), order // width, longest)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _attend(operands: Operands, spec: Spec) -> tuple[Array, Array]:
+def _attend(operands: Operands, static: tuple[Spec, int]) -> tuple[Array, Array]:
+  """`static` is the spec, and the bound of `_longest_by_key`."""
+  spec, _ = static
   scene = _scene(operands, spec)
   num_queries = scene.sizes[1]
   q, k, v = (
     scene.cut(x, size) for x, size in zip(operands[:3], (spec.block_q, spec.block_k, spec.block_k))
   )
 
-  def one(rows, q, loop):
-    def step(state, ids, valid):
-      x = _logits(scene, q, _gathered(k, ids), rows, ids, valid)
-      weigh = lambda exps: scene.dot(exps, _gathered(v, ids), -1, -2)
-      return tiles.softmax_step(state, x, weigh)
+  def start(q):
+    return tiles.softmax_init(q.shape[:4], v.shape[4], scene.dtype)
 
-    state = tiles.softmax_init(q.shape[:4], v.shape[4], scene.dtype)
-    out, lse = tiles.softmax_finish(loop(state, step))
+  def add(state, q, rows, ids, valid):
+    x = _logits(scene, q, _gathered(k, ids), rows, ids, valid)
+    weigh = lambda exps: scene.dot(exps, _gathered(v, ids), -1, -2)
+    return tiles.softmax_step(state, x, weigh)
+
+  def finish(state, q):
+    out, lse = tiles.softmax_finish(state)
     return out.astype(operands.q.dtype), lse[..., None]
 
-  out, lse = scene.over_rows(_by_query(operands), spec.block_q, spec.block_k, q, one)
+  out, lse = scene.over_rows(
+    _by_query(operands), q.shape[3], spec.block_k, q, Steps(start, add, finish)
+  )
   out = scene.paste(out, num_queries, spec.block_q)
   lse = scene.paste(lse, num_queries, spec.block_q)[..., 0]
   return out, jnp.moveaxis(lse, 2, 1)
@@ -274,18 +336,19 @@ def _logits_by_key(
   return jnp.reshape(x, (*x.shape[:4], -1))
 
 
-def _forward(operands: Operands, spec: Spec):
-  out, lse = _attend(operands, spec)
+def _forward(operands: Operands, static: tuple[Spec, int]):
+  out, lse = _attend(operands, static)
   return (out, lse), (operands, out, lse)
 
 
-def _backward(spec: Spec, saved, cotangents):
+def _backward(static: tuple[Spec, int], saved, cotangents):
   """With p the weights, g the cotangent of out and a that of lse:
 
     dx = p * (g.v + r),   r = a - g.out,   dq = scale * sum_s dx k,   dk = scale * sum_t dx q
 
   with dx passed back through the cap. Source: arXiv 2205.14135 appendix B.4.
   """
+  spec, longest = static
   operands, out, lse = saved
   g_out, g_lse = cotangents
   scene = _scene(operands, spec)
@@ -305,35 +368,38 @@ def _backward(spec: Spec, saved, cotangents):
       dx = dx * (1 - (jnp.where(x > -jnp.inf, x, 0.0) / spec.softcap) ** 2)
     return dx
 
-  def for_queries(rows, part, loop):
+  def add_queries(dq, part, rows, ids, valid):
     q, g, lse, term = part
+    keys = _gathered(k, ids)
+    x = _logits(scene, q, keys, rows, ids, valid)
+    dp = scene.dot(g, _gathered(v, ids), -1, -1)
+    return dq + scene.dot(pull(x, jnp.exp(x - lse), dp, term), keys, -1, -2)
 
-    def step(dq, ids, valid):
-      keys = _gathered(k, ids)
-      x = _logits(scene, q, keys, rows, ids, valid)
-      dp = scene.dot(g, _gathered(v, ids), -1, -1)
-      return dq + scene.dot(pull(x, jnp.exp(x - lse), dp, term), keys, -1, -2)
+  for_queries = Steps(
+    lambda part: jnp.zeros(part[0].shape, dtype),
+    add_queries,
+    lambda dq, part: (dq * spec.scale).astype(operands.q.dtype),
+  )
 
-    dq = loop(jnp.zeros(q.shape, dtype), step)
-    return (dq * spec.scale).astype(operands.q.dtype)
+  def add_keys(state, part, rows, ids, valid):
+    (dk, dv), (k, v) = state, part
+    row = lambda x: jnp.swapaxes(_gathered(x, ids), -1, -2)
+    queries, gs = _gathered(q, ids), _gathered(g, ids)
+    x = _logits_by_key(scene, k, queries, rows, ids, valid)
+    p = jnp.exp(x - row(lse))
+    dx = pull(x, p, scene.dot(v, gs, -1, -1), row(term))
+    return dk + scene.dot(dx, queries, -1, -2), dv + scene.dot(p, gs, -1, -2)
 
-  def for_keys(rows, part, loop):
-    k, v = part
-    row = lambda x, ids: jnp.swapaxes(_gathered(x, ids), -1, -2)
-
-    def step(state, ids, valid):
-      dk, dv = state
-      queries, gs = _gathered(q, ids), _gathered(g, ids)
-      x = _logits_by_key(scene, k, queries, rows, ids, valid)
-      p = jnp.exp(x - row(lse, ids))
-      dx = pull(x, p, scene.dot(v, gs, -1, -1), row(term, ids))
-      return dk + scene.dot(dx, queries, -1, -2), dv + scene.dot(p, gs, -1, -2)
-
-    dk, dv = loop((jnp.zeros(k.shape, dtype), jnp.zeros(v.shape, dtype)), step)
-    return (dk * spec.scale).astype(operands.k.dtype), dv.astype(operands.v.dtype)
-
-  dq = scene.over_rows(_by_query(operands), size_q, size_k, (q, g, lse, term), for_queries)
-  by_key = _by_key(operands, k.shape[2])
+  for_keys = Steps(
+    lambda part: tuple(jnp.zeros(x.shape, dtype) for x in part),
+    add_keys,
+    lambda state, part: (
+      (state[0] * spec.scale).astype(operands.k.dtype),
+      state[1].astype(operands.v.dtype),
+    ),
+  )
+  dq = scene.over_rows(_by_query(operands), q.shape[3], size_k, (q, g, lse, term), for_queries)
+  by_key = _by_key(operands, k.shape[2], longest)
   dk, dv = scene.over_rows(by_key, size_k, size_q * scene.groups, (k, v), for_keys)
   dq = scene.paste(dq, num_queries, size_q)
   dk, dv = (scene.paste(x, num_keys, size_k) for x in (dk, dv))
