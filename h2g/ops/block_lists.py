@@ -20,6 +20,21 @@ import numpy as np
 from h2g.ops import masks
 
 
+class Pairs(NamedTuple):
+  """The tiles that a kernel visits, row after row of a table, in one list.
+
+  A row that meets nothing keeps one entry, EMPTY, since what belongs to it must still be written.
+
+  Attributes:
+    codes: [B|1, L, P] int32, see `decoded`; those behind the end of a list are EMPTY and stay in
+      its last row.
+    steps: no list is longer: P where that is known while tracing, else int32 [].
+  """
+
+  codes: Any
+  steps: Any
+
+
 class Lists(NamedTuple):
   """For each tile on one side the tiles of the other side that it meets.
 
@@ -61,6 +76,50 @@ def from_table(table) -> Lists:
 def transposed(table) -> Lists:
   """Lists [B|1, L, M, ..] of query tiles for each tile of keys."""
   return from_table(table.swapaxes(-1, -2))
+
+
+# Bits of a code, from the top: row, column, kind.
+_COLUMN_BITS, _KIND_BITS = 15, 2
+MOST_ROWS, MOST_COLUMNS = 1 << 14, 1 << _COLUMN_BITS
+
+
+def pairs(table) -> Pairs:
+  """All that a table does not call EMPTY, by row and then by column.
+
+  Args:
+    table: int8 [B|1, L, N, M], with N <= MOST_ROWS and M <= MOST_COLUMNS. NumPy gives lists as long
+      as the longest, a device array lists of N * M.
+  """
+  xp = np if isinstance(table, np.ndarray) else jnp
+  columns = table.shape[3]
+  visited = table != masks.EMPTY
+  lonely = ~visited.any(-1)
+  first = np.arange(columns) == 0
+  visited = (visited | (lonely[..., None] & first[None, None, None, :])).reshape(
+    *table.shape[:2], -1
+  )
+  counts = visited.sum(-1, dtype=np.int32)
+  if xp is np:
+    steps = int(counts.max())
+    places = np.argsort(~visited, axis=-1, kind="stable")[..., :steps].astype(np.int32)
+  else:
+    steps = counts.max()
+    places = jnp.argsort(~visited, axis=-1, stable=True).astype(np.int32)
+  order = np.arange(places.shape[-1], dtype=np.int32)[None, None, :]
+  ended = order >= counts[..., None]
+  last = xp.minimum(order, counts[..., None] - 1)
+  places = xp.take_along_axis(places, last, axis=-1)
+  kinds = xp.take_along_axis(table.reshape(visited.shape).astype(np.int32), places, axis=-1)
+  kinds = xp.where(ended, np.int32(masks.EMPTY), kinds)
+  row, column = places // np.int32(columns), places % np.int32(columns)
+  codes = ((row << _COLUMN_BITS | column) << _KIND_BITS) | kinds
+  return Pairs(codes.astype(np.int32), steps)
+
+
+def decoded(code):
+  """(row, column, kind) of an entry of `Pairs.codes`."""
+  column = (code >> _KIND_BITS) & (MOST_COLUMNS - 1)
+  return code >> (_COLUMN_BITS + _KIND_BITS), column, code & ((1 << _KIND_BITS) - 1)
 
 
 def table_of_mask(

@@ -28,6 +28,24 @@ def test_lists_hold_full_tiles_then_partial_ones(on_device):
   np.testing.assert_array_equal(turned.counts, (table != masks.EMPTY).sum(-2))
 
 
+@pytest.mark.parametrize("on_device", [False, True])
+def test_pairs_are_what_is_not_empty_and_one_of_each_empty_row(on_device):
+  table = tables()
+  table[1, 0, 2] = masks.EMPTY
+  codes, steps = block_lists.pairs(jnp.asarray(table) if on_device else table)
+  assert isinstance(codes, jax.Array if on_device else np.ndarray)
+  longest = 0
+  for place in np.ndindex(*table.shape[:2]):
+    found = np.stack(block_lists.decoded(np.asarray(codes)[place]), -1).tolist()
+    want = []
+    for n, row in enumerate(table[place]):
+      want += [[n, m, row[m]] for m in np.flatnonzero(row)] or [[n, 0, masks.EMPTY]]
+    assert found[: len(want)] == want
+    assert all(entry == [*want[-1][:2], masks.EMPTY] for entry in found[len(want) :])
+    longest = max(longest, len(want))
+  assert int(steps) == longest
+
+
 def test_lists_make_the_table_they_came_from():
   table = np.where(tables() == masks.EMPTY, masks.EMPTY, masks.FULL).astype(np.int8)
   lists = block_lists.from_table(table)
