@@ -2,16 +2,18 @@
 
   python experiments/speed/sparse.py --json rows.json
 
-A sliding window as lists of blocks, beside torch's compiled FlexAttention with the same blocks; a
-random table of blocks, beside torch's scaled_dot_product_attention with the table as a dense mask,
-and beside FlexAttention. Arrays are [B, S, H, D] for JAX and the same values, heads first and
-contiguous, for torch: each library in the layout that it prefers.
+A sliding window, documents packed into one row, and random blocks, each as lists of blocks. Peers:
+torch's compiled FlexAttention with the same blocks, and its scaled_dot_product_attention with a
+dense mask; for the window also `h2g.ops.attention`, which needs no lists. Arrays are [B, S, H, D]
+for JAX and the same values, heads first and contiguous, for torch: each library in the layout that
+it prefers.
 """
 
 from collections.abc import Callable
 from collections.abc import Iterator
 import functools
 import pathlib
+import shutil
 import sys
 from typing import Any
 from typing import NamedTuple
@@ -24,6 +26,7 @@ import numpy as np
 from experiments.speed import harness
 from h2g.ops import masks
 from h2g.ops import sparse
+from h2g.ops.attention import attention
 
 
 class Shape(NamedTuple):
@@ -35,8 +38,9 @@ class Shape(NamedTuple):
     heads: H and K.
     width: D and E.
     block: tokens per block, of queries and of keys.
-    window: keys a query may attend to, itself included (causal); 0 for random blocks.
+    window: keys a query may attend to, itself included (causal); 0 for no window.
     share: of the blocks that are listed at random, the diagonal besides.
+    documents: equally long ones, causal inside; 0 for none.
   """
 
   batch: int
@@ -46,34 +50,53 @@ class Shape(NamedTuple):
   block: int
   window: int = 0
   share: float = 0.0
+  documents: int = 0
 
 
 SHAPES = {
   "cpu": {
     "window 128 B1 S4096 H8 D64": Shape(1, 4096, 8, 64, 128, window=128),
     "10% of blocks of 64 B1 S4096 H8 D64": Shape(1, 4096, 8, 64, 64, share=0.1),
+    "8 documents B1 S4096 H8 D64": Shape(1, 4096, 8, 64, 128, documents=8),
   },
   "gpu": {
     "window 128 B1 S8192 H16 D128": Shape(1, 8192, 16, 128, 128, window=128),
     "window 1024 B1 S8192 H16 D128": Shape(1, 8192, 16, 128, 128, window=1024),
     "10% of blocks of 128 B1 S8192 H16 D128": Shape(1, 8192, 16, 128, 128, share=0.1),
+    "8 documents B1 S8192 H16 D128": Shape(1, 8192, 16, 128, 128, documents=8),
   },
 }
 
 
+def document_ids(shape: Shape) -> np.ndarray:
+  """[1, S] int32."""
+  return (np.arange(shape.length, dtype=np.int32) * shape.documents // shape.length)[None]
+
+
 def table_of(shape: Shape) -> Any:
-  """The lists of a window, or a bool table [1, 1, N, N] in which every row has an entry."""
+  """The lists of a window or of documents, or a bool table in which every row has an entry."""
+  n, blocks = shape.length, (shape.block, shape.block)
   if shape.window:
-    blocks = (shape.block, shape.block)
-    return sparse.window_table(shape.length, shape.length, blocks, shape.window - 1)
-  num = -(-shape.length // shape.block)
+    return sparse.window_table(n, n, blocks, shape.window - 1)
+  if shape.documents:
+    return sparse.document_table(document_ids(shape), block_size=blocks)
+  num = -(-n // shape.block)
   listed = np.random.default_rng(1).random((num, num)) < shape.share
   return (listed | np.eye(num, dtype=bool))[None, None]
+
+
+def mask_of(shape: Shape) -> masks.Mask | None:
+  """What the lists leave to be masked."""
+  if shape.window:
+    return masks.window(shape.window - 1)
+  return masks.segments(document_ids(shape)) & masks.causal() if shape.documents else None
 
 
 def pairs(shape: Shape) -> float:
   """Pairs of query and key that attend, per head and batch entry."""
   n, w = shape.length, shape.window
+  if shape.documents:
+    return n * (n // shape.documents + 1) / 2
   return n * w - w * (w - 1) / 2 if w else float(table_of(shape).sum()) * shape.block**2
 
 
@@ -85,20 +108,24 @@ def ours(shape: Shape, implementation: str | None = None) -> Callable[..., Any]:
     v,
     table_of(shape),
     block_size=(shape.block, shape.block),
-    mask=masks.window(shape.window - 1) if shape.window else None,
+    mask=mask_of(shape),
     implementation=implementation,
   )
 
 
 def sdpa(shape: Shape) -> Callable[..., Any]:
-  """torch's own attention, with the blocks as a mask [1, 1, S, S]."""
+  """torch's own attention, with a mask [1, 1, S, S]."""
   import torch
 
   block, n = shape.block, shape.length
-  dense = table_of(shape)[0, 0].repeat(block, 0).repeat(block, 1)[:n, :n]
-  mask = harness.to_torch(dense[None, None])
+  mask = mask_of(shape)
+  if mask is None:
+    dense = table_of(shape)[0, 0].repeat(block, 0).repeat(block, 1)[:n, :n][None, None]
+  else:
+    dense = np.array(mask.dense(n, n))
+  dense = harness.to_torch(dense)
   call = torch.nn.functional.scaled_dot_product_attention
-  return lambda q, k, v: call(q, k, v, attn_mask=mask)
+  return lambda q, k, v: call(q, k, v, attn_mask=dense)
 
 
 def flex(shape: Shape, platform: str) -> Callable[..., Any]:
@@ -108,6 +135,9 @@ def flex(shape: Shape, platform: str) -> Callable[..., Any]:
 
   if shape.window:
     inside = lambda b, h, q, k: (q >= k) & (q - k < shape.window)
+  elif shape.documents:
+    ids = harness.to_torch(document_ids(shape)[0])
+    inside = lambda b, h, q, k: (q >= k) & (ids[q] == ids[k])
   else:
     listed = harness.to_torch(table_of(shape)[0, 0])
     inside = lambda b, h, q, k: listed[q // shape.block, k // shape.block]
@@ -117,19 +147,23 @@ def flex(shape: Shape, platform: str) -> Callable[..., Any]:
   block_mask = flex_attention.create_block_mask(
     inside, None, None, n, n, device=device, BLOCK_SIZE=size
   )
-  compiled = torch.compile(flex_attention.flex_attention)
+  compiled = torch.compile(flex_attention.flex_attention, dynamic=False)
   return lambda q, k, v: compiled(q, k, v, block_mask=block_mask)
 
 
 def peers(shape: Shape, platform: str, backward: bool) -> dict[str, Callable[..., Any] | str]:
   """{name: function of tensors, or why it is not measured}."""
   absent = harness.missing("torch")
-  unserved = "FlexAttention has no backward on a CPU" if backward and platform == "cpu" else None
-  found: dict[str, Any] = {}
-  if not shape.window:
-    found["torch SDPA, dense mask"] = absent or sdpa(shape)
-  found["torch FlexAttention"] = absent or unserved or flex(shape, platform)
-  return found
+  unserved = None
+  if platform == "cpu":
+    if backward:
+      unserved = "FlexAttention has no backward on a CPU"
+    elif shutil.which("g++") is None and shutil.which("clang++") is None:
+      unserved = "FlexAttention on a CPU is compiled by a C++ compiler, and there is none"
+  return {
+    "torch FlexAttention": absent or unserved or flex(shape, platform),
+    "torch SDPA, dense mask": absent or sdpa(shape),
+  }
 
 
 def cases(platform: str) -> Iterator[harness.Case]:
@@ -163,6 +197,9 @@ def cases(platform: str) -> Iterator[harness.Case]:
             return function(*args).transpose(1, 2)
 
         runs[peer] = harness.torch_run(call, *tensors)
+      if shape.window:
+        whole = functools.partial(attention, mask=mask_of(shape))
+        runs["h2g attention"] = harness.jax_run(graded(whole), *arrays)
       yield harness.Case(
         op="sparse",
         name=name,
