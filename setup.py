@@ -54,6 +54,7 @@ setup(
       *NOTEBOOKS,
       "pytest>=8",
       "pytest-timeout>=2.3",
+      "pytest-xdist>=3.5",
       "hypothesis>=6.100",
       "ruff>=0.6",
       "scipy>=1.11",

@@ -10,7 +10,6 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 
-
 # Below every logit, and finite: a row that has seen nothing then needs no case of its own in each
 # tile, which keeps maximum, subtraction and exponential one fused loop.
 LOWEST = -1e30
