@@ -17,20 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.h2gb.models import MODELS
 from h2g import data
 from h2g.data.stream import SampledBatches
 from h2g.errors import InputError
 from h2g.graph import HeteroGraph
-from h2g.models import GCN
-from h2g.models import h2g_former
-from h2g.models import HGT
-from h2g.models import MLP
 from h2g.nn.encoders import split_labels
 from h2g.nn.pure import pure
 from h2g.train import Batch
 from h2g.train import Experiment
-
-MODELS = {"h2g_former": h2g_former, "mlp": MLP, "gcn": GCN, "hgt": HGT}
 
 
 class Task(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from h2g.graph import HeteroGraph
-from h2g.models import GCN
+from h2g.models import gcn
 from h2g.models import h2g_former
 from h2g.models import HGT
 from h2g.models import MLP
@@ -93,7 +93,7 @@ def test_sampled_seeds_are_hidden_unless_the_official_behaviour_is_asked_for():
     former,
     *(
       functools.partial(lambda cls, g: cls(g.schema, dim=16, rngs=nnx.Rngs(0)), cls)
-      for cls in (MLP, GCN, HGT)
+      for cls in (MLP, gcn, HGT)
     ),
   ],
   ids=["h2g_former", "mlp", "gcn", "hgt"],

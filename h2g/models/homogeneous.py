@@ -1,0 +1,123 @@
+"""The shell that message-passing networks share, and those that are no more than an operator in it.
+
+An operator (h2g.nn.conv) is one layer without norm and activation; the shell adds the rest. The
+homogeneous ones forget types: the rows of all node types form one graph, all relations are one.
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import functools
+
+from flax import nnx
+import jax
+from jax import Array
+import jax.numpy as jnp
+
+from h2g.errors import InputError
+from h2g.graph import HeteroGraph
+from h2g.graph import Schema
+from h2g.nn import dropout
+from h2g.nn import HeteroEncoder
+from h2g.nn import SharedEncoder
+from h2g.nn import split
+from h2g.nn.conv import GCNConv
+
+Factory = Callable[..., nnx.Module]
+
+
+def input_map(schema: Schema, dim: int, *, typed_input: bool = False, rngs: nnx.Rngs) -> nnx.Module:
+  """The encoder of homogeneous models: one map for all types (`Raw` in H2GB), or one per type.
+
+  A map per type quietly improves them. Where no type has features there is nothing to share, and
+  each type gets one learned vector.
+  """
+  shared = any(schema.feature_dims) and not typed_input
+  return (SharedEncoder if shared else HeteroEncoder)(schema, dim, rngs=rngs)
+
+
+class Homogeneous(nnx.Module):
+  """h = act(encoder(graph)); per layer h' = act(norm(conv(dropout(h)))) (+ h); linear head.
+
+  Args of the constructor:
+    schema: gives the target type and the number of classes.
+    encoder: module graph -> [N, dim].
+    dim: width of the encoded rows.
+    convs: one factory per layer, `conv(in_dim, rngs=...)` -> operator (see h2g.nn.conv).
+    norm: factory `(width, rngs=...)` of a module on rows, or None. The official settings with batch
+      norm become layer norm here: no state is carried from step to step.
+    activation: after the encoder and after each norm.
+    residual: each layer's input is added to its output; widths must agree.
+    jumping_knowledge: the head reads all layers' outputs side by side (not the encoded rows).
+    dropout_rate: before each operator.
+  """
+
+  reads_labels = False
+
+  def __init__(
+    self,
+    schema: Schema,
+    *,
+    encoder: nnx.Module,
+    dim: int,
+    convs: Sequence[Factory],
+    norm: Factory | None = nnx.LayerNorm,
+    activation: Callable[[Array], Array] = jax.nn.relu,
+    residual: bool = False,
+    jumping_knowledge: bool = False,
+    dropout_rate: float = 0.5,
+    rngs: nnx.Rngs,
+  ):
+    layers, widths = [], [dim]
+    for conv in convs:
+      layers.append(conv(widths[-1], rngs=rngs))
+      widths.append(layers[-1].out_dim)
+    if residual and len(set(widths)) > 1:
+      raise InputError(f"residual needs layers of one width, they have {widths}")
+    self.encoder = encoder
+    self.convs = nnx.List(layers)
+    self.norms = nnx.List([norm(width, rngs=rngs) for width in widths[1:]] if norm else [])
+    head_dim = sum(widths[1:]) if jumping_knowledge else widths[-1]
+    self.head = nnx.Linear(head_dim, schema.num_classes, rngs=rngs)
+    self.activation, self.dropout_rate = activation, dropout_rate
+    self.residual, self.jumping_knowledge = residual, jumping_knowledge
+
+  def __call__(
+    self, graph: HeteroGraph, *, visible: Array | None = None, key: Array | None = None
+  ) -> Array:
+    """Returns logits [N_target, num_classes]; `visible` is ignored."""
+    del visible
+    h = self.activation(self.encoder(graph))
+    states = []
+    for at, (conv, layer_key) in enumerate(zip(self.convs, split(key, len(self.convs)))):
+      conv_key = None if key is None else jax.random.fold_in(layer_key, 1)
+      update = conv(dropout(h, self.dropout_rate, layer_key), graph, key=conv_key)
+      update = self.activation(self.norms[at](update) if len(self.norms) else update)
+      h = h + update if self.residual else update
+      states.append(h)
+    if self.jumping_knowledge:
+      h = jnp.concatenate(states, axis=1)
+    begin, end = graph.target_rows
+    return self.head(h[begin:end])
+
+
+def gcn(
+  schema: Schema,
+  *,
+  dim: int = 256,
+  num_layers: int = 2,
+  dropout_rate: float = 0.5,
+  typed_input: bool = False,
+  rngs: nnx.Rngs,
+) -> Homogeneous:
+  """Graph convolutional network: h' = act(norm(S (h W + b))), S as in `GCNConv`.
+
+  Source: arXiv 1609.02907 eq. 2.
+  """
+  return Homogeneous(
+    schema,
+    encoder=input_map(schema, dim, typed_input=typed_input, rngs=rngs),
+    dim=dim,
+    convs=[functools.partial(GCNConv, out_dim=dim, bias_first=True)] * num_layers,
+    dropout_rate=dropout_rate,
+    rngs=rngs,
+  )
