@@ -5,6 +5,7 @@ from h2g.data.splits import stratified_split as stratified_split
 from h2g.errors import InputError
 from h2g.graph import encodings
 from h2g.graph import HeteroGraph
+from h2g.graph import view
 
 LOADERS = {"celegans": celegans.load}
 
@@ -28,7 +29,8 @@ def prepare(config) -> HeteroGraph:
       `h2g.graph.load_npz`); `reverses`: add reverse relations; `symmetric`: relations that need
       none; `self_loops`; `degree_encoding` and `spectral_encoding` (dimensions, 0 for none):
       structural features appended to the node features;
-      `similar`: edges from the k nodes most alike into each node of the target type (0 for none).
+      `similar`: edges from the k nodes most alike into each node of the target type (0 for none);
+      `view`: a graph made from the result, see `h2g.graph.views.VIEWS` ("" for none).
   """
   if config.path:
     from h2g.graph import load_npz
@@ -47,6 +49,7 @@ def prepare(config) -> HeteroGraph:
     graph = encodings.with_similar(graph, graph.schema.target, config.similar)
   if config.reverses:
     graph = graph.with_reverses(skip=("similar", *config.symmetric))
+  graph = view(graph, config.get("view", ""))
   return graph.with_self_loops() if config.self_loops else graph
 
 

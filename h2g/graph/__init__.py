@@ -25,3 +25,4 @@ from h2g.graph.padding import padded_share as padded_share
 from h2g.graph.sampler import hgt_sample as hgt_sample
 from h2g.graph.sampler import neighbor_sample as neighbor_sample
 from h2g.graph.sampler import Sampler as Sampler
+from h2g.graph.views import view as view
