@@ -1,24 +1,52 @@
 """Data: loaders by name, own graphs by path, splits."""
 
-from h2g.data import celegans
+from collections.abc import Callable
+import importlib
+import inspect
+
 from h2g.data.splits import stratified_split as stratified_split
 from h2g.errors import InputError
 from h2g.graph import encodings
 from h2g.graph import HeteroGraph
 from h2g.graph import view
 
-LOADERS = {"celegans": celegans.load}
+# Name: module and function, imported when asked for. All but celegans read files under H2G_DATA.
+LOADERS = {
+  "airports": ("airports", "load"),
+  "celegans": ("celegans", "load"),
+  "flavor": ("flavor", "load"),
+  "heco_acm": ("heco", "load_acm"),
+  "heco_aminer": ("heco", "load_aminer"),
+  "heco_freebase": ("heco", "load_freebase"),
+  "heterophilous_npz": ("heterophilous_npz", "load"),
+  "imdb_nshe": ("imdb_nshe", "load"),
+  "yelpchi_reviews": ("yelpchi_reviews", "load"),
+}
+
+
+def loader(name: str) -> Callable[..., HeteroGraph]:
+  """The function that loads a data set; its docstring says what there is to choose.
+
+  Raises:
+    InputError: unknown name; the message lists those there are.
+  """
+  place = LOADERS.get(name.replace("-", "_"))
+  if place is None:
+    raise InputError(f"unknown data set {name!r}: choose from {', '.join(sorted(LOADERS))}")
+  return getattr(importlib.import_module(f"h2g.data.{place[0]}"), place[1])
 
 
 def load(name: str, **options) -> HeteroGraph:
   """A data set by name; options are its loader's.
 
   Raises:
-    InputError: unknown name; the message lists those there are.
+    InputError: unknown name or option; the message lists those there are.
   """
-  if name not in LOADERS:
-    raise InputError(f"unknown data set {name!r}: choose from {', '.join(sorted(LOADERS))}")
-  return LOADERS[name](**options)
+  function = loader(name)
+  known = [option for option in inspect.signature(function).parameters if option != "digests"]
+  if unknown := [option for option in options if option not in known]:
+    raise InputError(f"{name} has no option {unknown[0]!r}: its options are {', '.join(known)}")
+  return function(**options)
 
 
 def prepare(config) -> HeteroGraph:
@@ -54,6 +82,6 @@ def prepare(config) -> HeteroGraph:
 
 
 def title(config) -> str:
-  """Name of the data for results: the set and its label, or the file."""
-  label = config.options.get("label", "")
-  return str(config.path) or "-".join(filter(None, (config.name, label)))
+  """Name of the data for results: the set with its graph and label, or the file."""
+  which = (str(config.options.get(option, "")) for option in ("graph", "label"))
+  return str(config.path) or "-".join(filter(None, (config.name, *which)))

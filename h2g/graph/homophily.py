@@ -2,9 +2,9 @@
 
 A metapath here is a walk of two relations that starts and ends at the labelled node type. Its
 induced graph joins u to v wherever at least one such walk leads from u to v: binary, so a pair
-counts once however many walks join it. Only pairs whose both ends are labelled count; the official
-code instead gives unlabelled nodes a random class. Self pairs (u = v, present in the official code)
-are left out unless `self_pairs`.
+counts once however many walks join it (`count="walks"` counts every walk instead). Only pairs whose
+both ends are labelled count; the official code instead gives unlabelled nodes a random class. Self
+pairs (u = v, present in the official code) are left out unless `self_pairs`.
 
 Heterophily is 1 - homophily.
 """
@@ -19,7 +19,9 @@ from h2g.graph.graph import HeteroGraph
 from h2g.graph.graph import Schema
 
 Metapath = tuple[EdgeType, EdgeType]
-CELLS = 1 << 24  # most entries of a dense chunk of an induced graph
+COUNTS = ("pairs", "walks")
+CELLS = 1 << 24  # most bytes of a chunk of an induced graph
+BITS = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)  # ones of each byte
 
 
 class Homophily(NamedTuple):
@@ -110,24 +112,30 @@ def relation_homophily(
   return _measure(table, labels)
 
 
-def metapath_homophily(graph: HeteroGraph, *, self_pairs: bool = False) -> HeterophilyReport:
+def metapath_homophily(
+  graph: HeteroGraph, *, self_pairs: bool = False, count: str = "pairs"
+) -> HeterophilyReport:
   """Measures homophily on every two-hop metapath-induced graph of the target type.
 
   Add reverses first (`graph.with_reverses()`): H2GB counts walks over both directions. The induced
-  graphs are made in chunks of rows and never held whole: memory is bounded by 16 M entries.
+  graphs are made in chunks of bits and never held whole: memory is bounded by some 16 M bytes.
 
   Args:
     graph: on the host.
     self_pairs: whether u = v counts where a walk leads back.
+    count: "pairs", each pair once however many walks join it; "walks", every walk.
   Raises:
     InputError: fewer than two classes, or no metapath with labelled pairs.
   """
+  if count not in COUNTS:
+    raise InputError(f"homophily cannot count {count!r}: choose from {', '.join(COUNTS)}")
+  class_pairs = _class_pairs if count == "pairs" else _class_walks
   labels, num_classes = np.asarray(graph.target_labels), graph.schema.num_classes
   if num_classes < 2:
     raise InputError(f"homophily needs two classes, {graph.schema.target!r} has {num_classes}")
   found, skipped = {}, []
   for path in metapaths(graph.schema):
-    table = _class_pairs(graph, path, labels, num_classes, self_pairs)
+    table = class_pairs(graph, path, labels, num_classes, self_pairs)
     measured = _measure(table, labels)
     if np.isnan(measured.adjusted):
       skipped.append(path)
@@ -147,39 +155,97 @@ def metapath_homophily(graph: HeteroGraph, *, self_pairs: bool = False) -> Heter
 
 
 def _class_pairs(graph, path: Metapath, labels, num_classes: int, self_pairs: bool) -> np.ndarray:
-  """[C, C] how many induced pairs lead from class a to class b."""
+  """[C, C] how many induced pairs lead from class a to class b.
+
+  A middle node is a row of bits, one per labelled node it leads to; a start node reaches the union
+  of the rows of its middle nodes. Bits stand class after class, so that counting is by bytes.
+  """
   first, second = (graph.edges[name] for name in path)
-  count = len(labels)
   table = np.zeros((num_classes, num_classes), np.int64)
-  labelled = np.flatnonzero(labels >= 0)
-  one_hot = np.zeros((count, num_classes), np.int64)
-  one_hot[labelled, labels[labelled]] = 1
-  chunk = max(1, CELLS // max(count, 1))
-  for begin in range(0, len(labelled), chunk):
-    rows = labelled[begin : begin + chunk]
-    # Both hops by repeating: row -> middle nodes -> end nodes, marked in a dense chunk of bits.
-    row, middle = _follow(np.arange(len(rows)), rows, first)
-    reached = np.zeros((len(rows), count), bool)
-    # A hub may lead to many ends: pairs are expanded in pieces of bounded size.
-    fan = np.diff(second.sender_indptr)[middle]
-    piece = np.searchsorted(np.cumsum(fan), np.arange(0, fan.sum() + CELLS, CELLS), side="right")
-    for a, b in zip(piece, [*piece[1:], len(middle)]):
-      at, end = _follow(row[a:b], middle[a:b], second)
-      reached[at, end] = True
-    if not self_pairs:
-      reached[np.arange(len(rows)), rows] = False
-    ends = reached.astype(np.float32) @ one_hot.astype(np.float32)
-    np.add.at(table, labels[rows], np.rint(ends).astype(np.int64))
+  owners, middles = _follow(np.flatnonzero(labels >= 0), first)
+  sources, ends = _follow(np.arange(len(second.sender_indptr) - 1), second)
+  if not len(owners) or not len(ends):
+    return table
+  nodes, position = np.unique(owners, return_index=True)
+  if len(nodes) == len(owners) and len(np.unique(sources * len(labels) + ends)) == len(ends):
+    return _class_walks(graph, path, labels, num_classes, self_pairs)  # no pair has two walks
+  place, starts = _by_class(labels, num_classes)
+  keep = place[ends] >= 0
+  sources, ends = sources[keep], place[ends[keep]]
+  stop = np.append(position[1:], len(owners))
+  width = max(1, CELLS // max(1, len(second.sender_indptr) - 1))  # bytes of a row held at a time
+  for begin in range(0, int(starts[-1]), width):
+    width_here = min(width, int(starts[-1]) - begin)
+    here = (ends // 8 >= begin) & (ends // 8 < begin + width_here)
+    bits = np.zeros((len(second.sender_indptr) - 1, width_here), np.uint8)
+    bit = np.left_shift(1, ends[here] % 8).astype(np.uint8)
+    np.bitwise_or.at(bits, (sources[here], ends[here] // 8 - begin), bit)
+    at, rows = 0, max(1, CELLS // width_here)  # edges gathered at a time, whole start nodes
+    while at < len(nodes):
+      last = max(at + 1, int(np.searchsorted(stop, position[at] + rows, side="right")))
+      reached = _union(bits, middles[position[at] : stop[last - 1]], position[at:last], rows)
+      if not self_pairs:
+        own = place[nodes[at:last]]
+        inside = np.flatnonzero((own // 8 >= begin) & (own // 8 < begin + width_here))
+        clear = np.left_shift(1, own[inside] % 8).astype(np.uint8)
+        reached[inside, own[inside] // 8 - begin] &= ~clear
+      cuts = np.clip(starts - begin, 0, width_here)
+      for label in range(num_classes):
+        ones = BITS[reached[:, cuts[label] : cuts[label + 1]]].sum(1, dtype=np.int64)
+        np.add.at(table[:, label], labels[nodes[at:last]], ones)
+      at = last
   return table
 
 
-def _follow(owner: np.ndarray, nodes: np.ndarray, edges) -> tuple[np.ndarray, np.ndarray]:
-  """(owner, receiver) of every edge that leaves `nodes`."""
+def _union(bits: np.ndarray, middles: np.ndarray, position: np.ndarray, rows: int) -> np.ndarray:
+  """[nodes, bytes]: the rows of `bits` of each node's middles or-ed; `position` is their start."""
+  if len(middles) <= rows:
+    return np.bitwise_or.reduceat(bits[middles], position - position[0], axis=0)
+  out = np.zeros((1, bits.shape[1]), np.uint8)  # one hub, larger than a chunk
+  for begin in range(0, len(middles), rows):
+    out |= np.bitwise_or.reduce(bits[middles[begin : begin + rows]], axis=0)
+  return out
+
+
+def _by_class(labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+  """Bit of each node, -1 unlabelled, and the bytes [C + 1] at which the classes start."""
+  counts = np.bincount(labels[labels >= 0], minlength=num_classes)
+  starts = np.concatenate([[0], np.cumsum(-(-counts // 8))])
+  place = np.full(len(labels), -1, np.int64)
+  for label in range(num_classes):
+    members = np.flatnonzero(labels == label)
+    place[members] = 8 * starts[label] + np.arange(len(members))
+  return place, starts
+
+
+def _class_walks(graph, path: Metapath, labels, num_classes: int, self_pairs: bool) -> np.ndarray:
+  """[C, C] how many walks lead from class a to class b."""
+  first, second = (graph.edges[name] for name in path)
+  size = len(second.sender_indptr) - 1
+  labelled = np.flatnonzero(labels >= 0)
+  owners, middles = _follow(labelled, first)
+  sources, ends = _follow(np.arange(size), second)
+  sources, ends = sources[labels[ends] >= 0], ends[labels[ends] >= 0]
+  into, out = (np.zeros((size, num_classes), np.int64) for _ in range(2))
+  np.add.at(into, (middles, labels[owners]), 1)
+  np.add.at(out, (sources, labels[ends]), 1)
+  table = into.T @ out
+  if not self_pairs:  # walks that come back: (u, m) edges there times (m, u) edges back
+    there, times = np.unique(owners * size + middles, return_counts=True)
+    back, again = np.unique(ends * size + sources, return_counts=True)
+    both, i, j = np.intersect1d(there, back, assume_unique=True, return_indices=True)
+    own = labels[both // size]
+    np.subtract.at(table, (own, own), times[i] * again[j])
+  return table
+
+
+def _follow(nodes: np.ndarray, edges) -> tuple[np.ndarray, np.ndarray]:
+  """(sender, receiver), int64, of every edge that leaves `nodes`, sender after sender."""
   indptr = np.asarray(edges.sender_indptr, np.int64)
   counts = np.diff(indptr)[nodes]
   start = np.repeat(indptr[nodes] - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts)
   position = np.asarray(edges.sender_order)[start + np.arange(counts.sum())]
-  return np.repeat(owner, counts), np.asarray(edges.receivers)[position]
+  return np.repeat(nodes, counts), np.asarray(edges.receivers)[position].astype(np.int64)
 
 
 def _measure(table: np.ndarray, labels: np.ndarray) -> Homophily:

@@ -68,7 +68,7 @@ def test_a_changed_file_is_refused(tmp_path):
 
 
 def test_unknown_names_list_the_known():
-  with pytest.raises(InputError, match="choose from celegans"):
+  with pytest.raises(InputError, match="choose from airports, celegans"):
     data.load("celegance")
   with pytest.raises(InputError, match="choose from role, transmitter"):
     data.load("celegans", label="roles")

@@ -68,12 +68,18 @@ def test_chunks_equal_brute_force(seed, self_pairs, cells):
     target="n",
     num_classes=3,
   )
-  dense = {}
+  dense, count_dense, every_walk = {}, {}, {}
   for name, edges in graph.edges.items():
     dense[name] = np.zeros((graph.num_nodes[name[0]], graph.num_nodes[name[2]]))
     dense[name][edges.senders, edges.receivers] = 1
+    count_dense[name] = np.zeros_like(dense[name])
+    np.add.at(count_dense[name], (edges.senders, edges.receivers), 1)
   expected = {}
   for first, second in homophily.metapaths(graph.schema):
+    walks = count_dense[first] @ count_dense[second]
+    walks[labels < 0] = walks[:, labels < 0] = 0
+    if not self_pairs:
+      np.fill_diagonal(walks, 0)
     pairs = dense[first] @ dense[second] > 0
     pairs &= (labels[:, None] >= 0) & (labels[None, :] >= 0)
     if not self_pairs:
@@ -90,6 +96,8 @@ def test_chunks_equal_brute_force(seed, self_pairs, cells):
         insensitive += max(0.0, (labels[u] == k)[labels[v] == k].mean() - share) / 2
     adjusted = (h - (p**2).sum()) / (1 - (p**2).sum())
     expected[first, second] = (len(u), h, insensitive, adjusted)
+    equal = labels[:, None] == labels[None, :]
+    every_walk[first, second] = (walks.sum(), walks[equal].sum() / walks.sum())
   before = homophily.CELLS
   homophily.CELLS = cells  # tiny chunks: several rows of chunks and pieces of hubs
   try:
@@ -103,6 +111,10 @@ def test_chunks_equal_brute_force(seed, self_pairs, cells):
   assert set(report.metapaths) == set(expected)
   for path, figures in expected.items():
     assert report.metapaths[path] == pytest.approx(figures)
+  report = homophily.metapath_homophily(graph, self_pairs=self_pairs, count="walks")
+  assert set(report.metapaths) == set(expected)
+  for path, figures in every_walk.items():
+    assert report.metapaths[path][:2] == pytest.approx(figures)
 
 
 @pytest.mark.smoke
