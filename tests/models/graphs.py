@@ -25,3 +25,14 @@ def random_graph(seed: int = 0, *, num_papers: int = 13, num_authors: int = 7, n
     },
     target="paper",
   )
+
+
+def adjacency(graph: HeteroGraph, names=None) -> np.ndarray:
+  """[N, N] float64: how many edges of all (or the named) relations lead from column to row."""
+  total = graph.node_offsets[-1]
+  out = np.zeros((total, total))
+  for name in names or graph.schema.edge_types:
+    edges, count = graph.edges[name], int(graph.edges[name].indptr[-1])
+    rows = np.asarray(edges.receivers)[:count] + graph.rows(name[2])[0]
+    np.add.at(out, (rows, np.asarray(edges.senders)[:count] + graph.rows(name[0])[0]), 1)
+  return out
