@@ -20,6 +20,11 @@ LOADERS = {
   "heco_freebase": ("heco", "load_freebase"),
   "heterophilous_npz": ("heterophilous_npz", "load"),
   "imdb_nshe": ("imdb_nshe", "load"),
+  "larval_connectome": ("larval_connectome", "load"),
+  "liar": ("liar", "load"),
+  "movielens": ("movielens", "load"),
+  "twitch": ("twitch", "load"),
+  "worldcup": ("worldcup", "load"),
   "yelpchi_reviews": ("yelpchi_reviews", "load"),
 }
 

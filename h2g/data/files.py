@@ -189,7 +189,7 @@ def parse_table(
         "truncated or its columns have changed"
       )
   by_column = list(zip(*(row for _, row in rows))) or [()] * len(names)
-  return {name: list(by_column[names.index(name)]) for name in columns if name}
+  return {name: list(by_column[names.index(name)]) for name in columns if name or header}
 
 
 def parse_npz(content: bytes, path, **kinds: str) -> dict[str, np.ndarray]:

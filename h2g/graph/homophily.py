@@ -2,9 +2,9 @@
 
 A metapath here is a walk of two relations that starts and ends at the labelled node type. Its
 induced graph joins u to v wherever at least one such walk leads from u to v: binary, so a pair
-counts once however many walks join it (`count="walks"` counts every walk instead). Only pairs whose
-both ends are labelled count; the official code instead gives unlabelled nodes a random class. Self
-pairs (u = v, present in the official code) are left out unless `self_pairs`.
+counts once however many walks join it (`count="walks"` counts it once per middle node instead).
+Only pairs whose both ends are labelled count; the official code instead gives unlabelled nodes a
+random class. Self pairs (u = v, present in the official code) are left out unless `self_pairs`.
 
 Heterophily is 1 - homophily.
 """
@@ -123,7 +123,7 @@ def metapath_homophily(
   Args:
     graph: on the host.
     self_pairs: whether u = v counts where a walk leads back.
-    count: "pairs", each pair once however many walks join it; "walks", every walk.
+    count: "pairs", each pair once however many walks join it; "walks", once per middle node.
   Raises:
     InputError: fewer than two classes, or no metapath with labelled pairs.
   """
@@ -162,16 +162,14 @@ def _class_pairs(graph, path: Metapath, labels, num_classes: int, self_pairs: bo
   """
   first, second = (graph.edges[name] for name in path)
   table = np.zeros((num_classes, num_classes), np.int64)
-  owners, middles = _follow(np.flatnonzero(labels >= 0), first)
-  sources, ends = _follow(np.arange(len(second.sender_indptr) - 1), second)
+  owners, middles, sources, ends = _hops(first, second, labels)
   if not len(owners) or not len(ends):
     return table
   nodes, position = np.unique(owners, return_index=True)
-  if len(nodes) == len(owners) and len(np.unique(sources * len(labels) + ends)) == len(ends):
-    return _class_walks(graph, path, labels, num_classes, self_pairs)  # no pair has two walks
+  if len(nodes) == len(owners):  # one middle each: no pair has two walks
+    return _class_walks(graph, path, labels, num_classes, self_pairs)
   place, starts = _by_class(labels, num_classes)
-  keep = place[ends] >= 0
-  sources, ends = sources[keep], place[ends[keep]]
+  ends = place[ends]
   stop = np.append(position[1:], len(owners))
   width = max(1, CELLS // max(1, len(second.sender_indptr) - 1))  # bytes of a row held at a time
   for begin in range(0, int(starts[-1]), width):
@@ -219,24 +217,33 @@ def _by_class(labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndar
 
 
 def _class_walks(graph, path: Metapath, labels, num_classes: int, self_pairs: bool) -> np.ndarray:
-  """[C, C] how many walks lead from class a to class b."""
+  """[C, C] how many walks lead from class a to class b; parallel edges are one."""
   first, second = (graph.edges[name] for name in path)
   size = len(second.sender_indptr) - 1
-  labelled = np.flatnonzero(labels >= 0)
-  owners, middles = _follow(labelled, first)
-  sources, ends = _follow(np.arange(size), second)
-  sources, ends = sources[labels[ends] >= 0], ends[labels[ends] >= 0]
+  owners, middles, sources, ends = _hops(first, second, labels)
   into, out = (np.zeros((size, num_classes), np.int64) for _ in range(2))
   np.add.at(into, (middles, labels[owners]), 1)
   np.add.at(out, (sources, labels[ends]), 1)
   table = into.T @ out
-  if not self_pairs:  # walks that come back: (u, m) edges there times (m, u) edges back
-    there, times = np.unique(owners * size + middles, return_counts=True)
-    back, again = np.unique(ends * size + sources, return_counts=True)
-    both, i, j = np.intersect1d(there, back, assume_unique=True, return_indices=True)
-    own = labels[both // size]
-    np.subtract.at(table, (own, own), times[i] * again[j])
+  if not self_pairs:  # walks that come back
+    back = np.intersect1d(owners * size + middles, ends * size + sources, assume_unique=True)
+    own = labels[back // size]
+    np.subtract.at(table, (own, own), 1)
   return table
+
+
+def _hops(first, second, labels) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+  """Distinct edges (owners, middles), (sources, ends) whose owners and ends are labelled.
+
+  The first are in order of owners.
+  """
+  size = len(second.sender_indptr) - 1
+  owners, middles = _follow(np.flatnonzero(labels >= 0), first)
+  sources, ends = _follow(np.arange(size), second)
+  keep = labels[ends] >= 0
+  owners, middles = np.divmod(np.unique(owners * size + middles), max(size, 1))
+  ends, sources = np.divmod(np.unique(ends[keep] * size + sources[keep]), max(size, 1))
+  return owners, middles, sources, ends
 
 
 def _follow(nodes: np.ndarray, edges) -> tuple[np.ndarray, np.ndarray]:

@@ -1,11 +1,14 @@
 """Each set has the sizes, the classes and the homophily that its own notes publish."""
 
 import functools
+from importlib import metadata
 
 import numpy as np
 import pytest
 
 from h2g import data
+from h2g.data import files
+from h2g.graph import HeteroGraph
 from h2g.graph import homophily
 
 pytestmark = pytest.mark.usefixtures("data_dir")
@@ -35,26 +38,28 @@ def majority(graph):
 def along(graph, relation, **options):
   """(h, h_adj) of the metapath out and back over one relation of the target type."""
   target = graph.schema.target
-  (name,) = [e for e in graph.edges if e[1] == relation and e[0] == target]
-  both = graph.edges[name]
-  pair = graph.replace(
-    edges={name: both}, schema=graph.schema.__class__(**vars_of(graph.schema, (name,)))
-  ).with_reverses()
-  report = homophily.metapath_homophily(pair, **options)
-  return report.edge, report.adjusted
-
-
-def vars_of(schema, edge_types):
-  keep = [schema.edge_types.index(name) for name in edge_types]
-  fields = {field: getattr(schema, field) for field in schema.__dataclass_fields__}
-  dims = tuple(schema.edge_feature_dims[k] for k in keep)
-  return fields | {"edge_types": edge_types, "edge_feature_dims": dims}
+  (edges,) = [e for name, e in graph.edges.items() if name[:2] == (target, relation)]
+  return together(graph, edges.senders, edges.receivers, **options)
 
 
 def direct(graph, relation):
   target = graph.schema.target
   found = homophily.relation_homophily(graph, (target, relation, target))
   return found.edge, found.adjusted
+
+
+def together(graph, members, groups, **options):
+  """(h, h_adj) between target nodes that share a group; one row of both arrays per membership."""
+  _, groups = np.unique(np.asarray(groups), return_inverse=True)
+  target = graph.schema.target
+  pair = HeteroGraph.from_arrays(
+    nodes={target: {"labels": graph.target_labels}, "group": {"num_nodes": groups.max() + 1}},
+    edges={(target, "in", "group"): (np.asarray(members), groups)},
+    target=target,
+    num_classes=graph.schema.num_classes,
+  )
+  report = homophily.metapath_homophily(pair.with_reverses(), **options)
+  return report.edge, report.adjusted
 
 
 def close(found, published, digits=3):
@@ -202,3 +207,134 @@ def test_yelpchi_reviews():
   assert user.num_nodes == dict(user=38063, product=201)
   close(classes(user)[1] / 38063, 0.203)
   close(along(user, "reviewed", count="walks"), (0.785, 0.018))
+
+
+def test_larval_connectome():
+  """The notes' figures of ad, aa and da read all four matrices in the order of dd's neurons."""
+  graph = graph_of("larval_connectome")
+  relations = {
+    "axon_dendrite": (63545, 51022, 0.159, 0.075),  # notes: 49,501, .105, .019
+    "axon_axon": (40636, 33184, 0.442, 0.369),  # notes: 31,339, .126, .037
+    "dendrite_dendrite": (9019, 7662, 0.397, 0.331),
+    "dendrite_axon": (3722, 3160, 0.225, 0.147),  # notes: 2,868, .121, .029
+  }
+  assert sizes(graph) == (dict(neuron=2952), {name: f[0] for name, f in relations.items()})
+  assert len(classes(graph)) == 17 and classes(graph).sum() == 2606
+  assert (classes(graph).max(), classes(graph).min()) == (476, 28)
+  close(majority(graph), 0.183)
+  for name, (_, pairs, *h) in relations.items():
+    found = homophily.relation_homophily(graph, ("neuron", name, "neuron"))
+    assert found.pairs == pairs
+    close((found.edge, found.adjusted), h)
+
+
+def test_liar():
+  graph = graph_of("liar")
+  nodes = dict(
+    statement=12836, speaker=3318, subject=144, context=5161, job=1359, state=84, party=24
+  )
+  edges = dict(
+    said_by=12836, about=27796, said_in=12707, by_holder_of=9260, from_state=10082, of_party=12836
+  )
+  assert sizes(graph) == (nodes, edges)
+  assert classes(graph).tolist() == [1050, 2511, 2108, 2638, 2466, 2063]
+  close(majority(graph), 0.206)
+  assert {name: mask.sum() for name, mask in graph.splits.items()} == dict(
+    train=10269, val=1284, test=1283
+  )
+  two = graph_of("liar", label="two")
+  close(majority(two), 0.558)
+  published = {  # h, h_adj of six classes; of two
+    "said_by": (0.212, 0.039, 0.583, 0.136),
+    "about": (0.182, 0.004, 0.513, 0.012),
+    "said_in": (0.189, 0.011, 0.520, 0.022),
+    "by_holder_of": (0.200, 0.015, 0.560, 0.066),
+    "from_state": (0.184, 0.004, 0.517, 0.013),  # notes: .005 for .0045
+    "of_party": (0.183, 0.006, 0.516, 0.022),
+  }
+  for relation, figures in published.items():
+    close(along(graph, relation, count="walks"), figures[:2])
+    close(along(two, relation, count="walks"), figures[2:])
+
+
+@pytest.mark.parametrize(
+  "language, nodes, edges, share, follows, feature",
+  [
+    ("DE", (9498, 2514), (153138, 193725), 0.605, (0.632, 0.139), (0.534, 0.007)),
+    ("ENGB", (7126, 2545), (35324, 148218), 0.546, (0.556, 0.085), (0.510, 0.005)),
+    ("ES", (4648, 2148), (59382, 90129), 0.707, (0.580, 0.104), (0.575, 0.005)),  # .576
+    ("PTBR", (1912, 1449), (31299, 38132), 0.654, (0.571, 0.107), (0.539, 0.005)),
+  ],
+)
+def test_twitch(language, nodes, edges, share, follows, feature):
+  graph = data.load("twitch", graph=language)
+  assert sizes(graph) == (
+    dict(zip(("streamer", "feature"), nodes)),
+    dict(zip(("follows", "has"), edges)),
+  )
+  close(majority(graph), share)
+  close(direct(graph, "follows"), follows)
+  close(along(graph, "has", count="walks"), feature)
+  shared = data.load("twitch", graph=language, vocabulary=True)
+  assert shared.num_nodes["feature"] == 3170 and sizes(shared)[1] == sizes(graph)[1]
+
+
+def test_worldcup():
+  graph = graph_of("worldcup")
+  nodes, edges = sizes(graph)
+  assert nodes == dict(
+    player=10401, squad=625, team=88, tournament=30, stage=155, match=1248, stadium=240,
+    manager=475, referee=493, confederation=6, award=8,
+  )  # fmt: skip
+  published = dict(
+    scored_in=3637, booked_in=3178, kicked_penalty_in=396, judged=1248, led_in=2538, played=2496,
+    won=200, replaced_by=5878, held_in=1248,
+  )  # fmt: skip
+  published["in"] = 13843
+  assert {name: edges[name] for name in published} == published
+  assert edges["went_off_in"] + edges["came_on_in"] == 10222
+  names = dict(zip(graph.schema.class_names, classes(graph)))
+  assert names == dict(defender=3272, midfielder=3075, forward=2772, goalkeeper=1282)
+  close(majority(graph), 0.315)
+  close(graph.nodes["player"].features[:, -1].mean(), 0.185)
+
+  close(along(graph, "in", count="walks"), (0.255, -0.023))
+  close(along(graph, "scored_in", count="walks"), (0.462, 0.016))
+  close(along(graph, "booked_in", count="walks"), (0.325, -0.026))
+  close(direct(graph, "replaced_by"), (0.550, 0.292))
+  member = graph.edges["player", "in", "squad"]
+  place = {}
+  for relation, kind in (("of", "team"), ("at", "tournament")):
+    found = graph.edges["squad", relation, kind]
+    of = np.empty(625, int)
+    of[np.asarray(found.senders)] = found.receivers
+    place[kind] = of[np.asarray(member.receivers)]
+  close(together(graph, member.senders, place["team"], count="walks"), (0.272, -0.001))
+  close(together(graph, member.senders, place["tournament"], count="walks"), (0.277, 0.006))
+
+
+def test_worldcup_substitutions_of_a_team_in_a_match(data_dir):
+  graph = graph_of("worldcup")
+  read = lambda name: files.parse_table(
+    (data_dir / f"worldcup/data-csv/{name}.csv").read_text(encoding="utf-8"), path=name
+  )
+  rows, changes = files.number(read("players")["player_id"], path="players"), read("substitutions")
+  players = [rows[player] for player in changes["player_id"]]
+  sides = [f"{match} {team}" for match, team in zip(changes["match_id"], changes["team_id"])]
+  close(together(graph, players, sides, count="walks"), (0.365, 0.0085), digits=3)  # notes: .009
+
+
+def test_movielens():
+  try:
+    metadata.distribution("recbole")
+  except metadata.PackageNotFoundError:
+    pytest.skip("the package recbole, which holds MovieLens-100k, is not installed")
+  graph = graph_of("movielens")
+  assert sizes(graph) == (dict(user=943, movie=1682), dict(rated=100000))
+  close(majority(graph), 0.710, digits=3)
+  close(along(graph, "rated")[0], 0.589)
+  close(along(graph, "rated", count="walks")[1], 0.011)
+  known = graph_of("movielens", label="age", knowledge=True)
+  assert sum(sizes(known)[1].values()) == 100000 + 91631
+  assert len({name[1] for name in known.edges} - {"rated"}) == 24
+  assert len(classes(known)) == 4
