@@ -46,10 +46,24 @@ def bools(*shape, share=0.4):
 # How the sweep is cut up: limits of `xla` that lead small examples through each of its forms.
 FORMS = dict(
   whole={},
-  unrolled=dict(_block_sizes=lambda n: (16, 16), _TILE_BYTES=1 << 12),
-  looped=dict(_block_sizes=lambda n: (16, 16), _TILE_BYTES=1 << 12, _MAX_TASKS=0),
-  lanes=dict(_block_sizes=lambda n: (16, 16), _MAX_TASKS=0, _SMALL=0),
-  dynamic=dict(_block_sizes=lambda n: (16, 16), _TILE_BYTES=1 << 12, _SMALL=0),
+  unrolled=dict(
+    _block_sizes=lambda n: (16, 16), _TILE_BYTES=1 << 12, _LARGEST_TILE_BYTES=1 << 14, _WIDE=0
+  ),
+  looped=dict(
+    _block_sizes=lambda n: (16, 16),
+    _TILE_BYTES=1 << 12,
+    _LARGEST_TILE_BYTES=1 << 14,
+    _WIDE=0,
+    _MAX_TASKS=0,
+  ),
+  lanes=dict(_block_sizes=lambda n: (16, 16), _WIDE=0, _MAX_TASKS=0, _SMALL=0),
+  dynamic=dict(
+    _block_sizes=lambda n: (16, 16),
+    _TILE_BYTES=1 << 12,
+    _LARGEST_TILE_BYTES=1 << 14,
+    _WIDE=0,
+    _SMALL=0,
+  ),
 )
 
 

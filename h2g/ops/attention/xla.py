@@ -41,9 +41,13 @@ from h2g.ops.masks import Tile
 
 # Tiles unrolled into one program; beyond this compilation takes longer than it saves.
 _MAX_TASKS = 40
-# Tiles that may be computed at the same time: one fills the cores while another waits for its last.
-_IN_FLIGHT = 4
-_TILE_BYTES = 4 << 20  # one tile of logits over all heads taken together
+# Tiles of one sweep, and sweeps over groups of heads, that may be computed at the same time: one
+# fills the cores while another waits for its last.
+_IN_FLIGHT = 2
+_GROUPS_IN_FLIGHT = 2
+_TILE_BYTES = 1 << 20  # one tile of logits over all heads taken together: stays in cache
+_LARGEST_TILE_BYTES = 16 << 20
+_WIDE = 512  # queries per block where the mask leaves no block out: nothing is computed in vain
 _SMALL = 1 << 20  # logits per head below which reading a table on the device does not pay
 
 
@@ -109,6 +113,9 @@ def _plan(operands: Operands) -> tuple[Plan, Array | None]:
   for block in _block_sizes(num_queries):
     block = min(block, num_queries, num_keys)
     known = _any_lane(mask.block_table(num_queries, num_keys, block, block, static=True))
+    if on_cpu and block < _WIDE and not np.any(known == masks.EMPTY):
+      block = min(_WIDE, num_queries, num_keys)
+      known = _any_lane(mask.block_table(num_queries, num_keys, block, block, static=True))
     tasks = _tasks(known, num_queries, num_keys, block, _may_band(operands, mask))
     cuts.append((block, known, tasks))
   # Small blocks make poor matmuls: they must save a good part of the logits (narrow windows).
@@ -123,11 +130,11 @@ def _plan(operands: Operands) -> tuple[Plan, Array | None]:
   widest = max((t.size * t.count * length for t in tasks for _, length, _ in t.runs), default=1)
   unrolled = table is None and sum(len(t.runs) for t in tasks) <= _MAX_TASKS
   lanes = 1 if on_cpu else batch * key_heads
-  if unrolled and widest * per_key_head * lanes > (4 if on_cpu else 64) * _TILE_BYTES:
+  if unrolled and widest * per_key_head * lanes > _LARGEST_TILE_BYTES * (1 if on_cpu else 16):
     unrolled = False
   per_key_head *= widest if unrolled else block * block
   together = 0
-  if on_cpu and per_key_head * key_heads * batch > _TILE_BYTES // 16:
+  if on_cpu and per_key_head * key_heads * batch > _TILE_BYTES // 4:
     divisors = [c for c in range(1, key_heads + 1) if key_heads % c == 0]
     together = max((c for c in divisors if c * per_key_head <= _TILE_BYTES), default=1)
   plan = Plan(
@@ -313,7 +320,9 @@ def _over_groups(plan: Plan, operands: Operands, f, inputs, like, shared):
     return jax.tree.map(put, results, new), shared
 
   empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-  return jax.lax.fori_loop(0, batch * steps, body, (empty, shared))
+  count = batch * steps
+  unroll = _GROUPS_IN_FLIGHT if plan.tasks is not None else 1
+  return jax.lax.fori_loop(0, count, body, (empty, shared), unroll=min(count, unroll))
 
 
 # Tiles: how the arrays of a group are cut, statically or inside a loop.
