@@ -3,7 +3,7 @@
   python -m h2g.train --config configs/h2gb.py:celegans --workdir runs/celegans
 
 A variant is a name, then options: `celegans`, `celegans,label=transmitter`, `celegans,model=mlp`,
-`model=gcn`, `model=hgt`, `celegans,ablation=labels` (`relations`, `ffn`), `molecules=features`.
+`celegans,ablation=labels` (`relations`, `ffn`), `molecules=features`, `model=sgc,view=2hop`.
 
   celegans   ten seeds, each with its own 60/20/20 split, trained together on the whole graph
   sampled    the same graph through HGT sampling, batches padded to a handful of shapes; three seeds
@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from configs import common
 
 NAMES = ("celegans", "sampled", "tiny", "full")
-OPTIONS = {"model": "h2g_former", "label": "role", "molecules": "nodes", "ablation": ""}
+OPTIONS = {"model": "h2g_former", "label": "role", "molecules": "nodes", "ablation": "", "view": ""}
 ABLATIONS = {
   "": {},
   "labels": {"label_embedding": False},
@@ -42,13 +42,46 @@ MODELS = {
   "mlp": {"dim": 64, "num_layers": 2, "dropout_rate": 0.5},
   "gcn": {"dim": 64, "num_layers": 2, "dropout_rate": 0.5},
   "hgt": {"dim": 64, "num_layers": 2, "num_heads": 8, "dropout_rate": 0.2},
+  # The graph without its types; not tuned.
+  "label_propagation": {"alpha": 0.1, "num_steps": 50},
+  "sgc": {"dim": 64, "hops": 1},
+  "graphsage": {"dim": 64, "num_layers": 2, "dropout_rate": 0.5},
+  "gat": {"dim": 64, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.5},
+  "gin": {"dim": 64, "num_layers": 2, "dropout_rate": 0.5},
+  "appnp": {"dim": 64, "num_layers": 2, "num_steps": 2, "alpha": 0.1, "dropout_rate": 0.5},
+  "nagphormer": {"dim": 64, "num_layers": 1, "num_heads": 8, "hops": 3, "dropout_rate": 0.2},
+  "mixhop": {"dim": 32, "num_layers": 2, "dropout_rate": 0.5},
+  "gpr_gnn": {"dim": 64, "num_layers": 2, "num_steps": 10, "alpha": 0.1, "dropout_rate": 0.5},
+  "fagcn": {"dim": 64, "num_layers": 2, "eps": 0.3, "dropout_rate": 0.5},
+  "acm_gcn": {"dim": 64, "num_layers": 2, "dropout_rate": 0.5},
+  "h2gcn": {"dim": 64, "num_rounds": 1, "dropout_rate": 0.5},
+  "linkx": {"dim": 64, "num_layers": 1, "dropout_rate": 0.5},
+  "lsgnn": {"dim": 64, "num_layers": 2, "num_steps": 3, "dropout_rate": 0.5},
+  "glognn": {"dim": 64, "dropout_rate": 0.5},
 }
 PUBLISHED = {
   "h2g_former": {"dim": 256, "num_layers": 3, "num_heads": 8, "dropout_rate": 0.2},
   "mlp": {"dim": 256, "num_layers": 3, "dropout_rate": 0.2},
   "gcn": {"dim": 256, "num_layers": 3, "dropout_rate": 0.2},
   "hgt": {"dim": 256, "num_layers": 3, "num_heads": 8, "dropout_rate": 0.2},
+  "label_propagation": {"alpha": 0.1, "num_steps": 50},
+  "sgc": {"dim": 256, "hops": 1},
+  "graphsage": {"dim": 256, "num_layers": 3, "dropout_rate": 0.2},
+  "gat": {"dim": 256, "num_layers": 3, "num_heads": 4, "head_dim": 256, "dropout_rate": 0.2},
+  "gin": {"dim": 256, "num_layers": 3, "dropout_rate": 0.2},
+  "appnp": {"dim": 256, "num_layers": 3, "num_steps": 2, "alpha": 0.1, "dropout_rate": 0.2},
+  "nagphormer": {"dim": 256, "num_layers": 3, "num_heads": 8, "hops": 6, "dropout_rate": 0.2},
+  "mixhop": {"dim": 256, "num_layers": 3, "max_power": 2, "dropout_rate": 0.2},
+  "gpr_gnn": {"dim": 256, "num_layers": 2, "num_steps": 10, "alpha": 0.1, "dropout_rate": 0.5},
+  "fagcn": {"dim": 256, "num_layers": 3, "eps": 0.3, "dropout_rate": 0.2},
+  "acm_gcn": {"dim": 256, "num_layers": 2, "dropout_rate": 0.5},
+  "h2gcn": {"dim": 64, "num_rounds": 2, "dropout_rate": 0.5},
+  "linkx": {"dim": 256, "num_layers": 1, "dropout_rate": 0.2},
+  "lsgnn": {"dim": 256, "num_layers": 2, "num_steps": 5, "dropout_rate": 0.5},
+  "glognn": {"dim": 64, "num_rounds": 1, "orders": 3, "dropout_rate": 0.2},
 }
+# Models that read another graph than the whole one, unless `view=` says which.
+VIEWS = {"h2gcn": "strict_2hop"}
 
 
 def get_config(variant: str = "celegans") -> ConfigDict:
@@ -87,6 +120,7 @@ def get_config(variant: str = "celegans") -> ConfigDict:
       "degree_encoding": True,
       "spectral_encoding": 8,
       "split": (0.6, 0.2, 0.2),
+      "view": options["view"] or VIEWS.get(options["model"], ""),
     }
   )
   config.labels = ConfigDict({"mask_rate": 0.7, "own_label_visible": False, "smoothing": 0.1})

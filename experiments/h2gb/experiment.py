@@ -121,11 +121,13 @@ def model_factory(config, graph: HeteroGraph) -> Callable[[nnx.Rngs], nnx.Module
     raise InputError(f"config.model.name={config.name!r} is unknown; choose from {sorted(MODELS)}")
   make = MODELS[config.name]
   signature = inspect.signature(make.__init__ if isinstance(make, type) else make)
-  known = set(signature.parameters) - {"self", "schema", "rngs"}
+  known = set(signature.parameters) - {"self", "schema", "rngs", "num_nodes"}
   if unknown := sorted(set(settings) - known):
     raise InputError(
       f"config.model.{unknown[0]} is no setting of {config.name}; it has {sorted(known)}"
     )
+  if "num_nodes" in signature.parameters:  # it has a row of weights per node of the whole graph
+    settings["num_nodes"] = graph.num_nodes
   return lambda rngs: make(graph.schema, **settings, rngs=rngs)
 
 

@@ -20,7 +20,12 @@ from h2g.nn import dropout
 from h2g.nn import HeteroEncoder
 from h2g.nn import SharedEncoder
 from h2g.nn import split
+from h2g.nn.conv import ACMConv
+from h2g.nn.conv import GATConv
 from h2g.nn.conv import GCNConv
+from h2g.nn.conv import GINConv
+from h2g.nn.conv import MixHopConv
+from h2g.nn.conv import SAGEConv
 
 Factory = Callable[..., nnx.Module]
 
@@ -118,6 +123,125 @@ def gcn(
     encoder=input_map(schema, dim, typed_input=typed_input, rngs=rngs),
     dim=dim,
     convs=[functools.partial(GCNConv, out_dim=dim, bias_first=True)] * num_layers,
+    dropout_rate=dropout_rate,
+    rngs=rngs,
+  )
+
+
+def graphsage(
+  schema: Schema,
+  *,
+  dim: int = 256,
+  num_layers: int = 2,
+  dropout_rate: float = 0.5,
+  typed_input: bool = False,
+  rngs: nnx.Rngs,
+) -> Homogeneous:
+  """GraphSAGE with mean aggregation, see `SAGEConv`. Source: arXiv 1706.02216."""
+  return Homogeneous(
+    schema,
+    encoder=input_map(schema, dim, typed_input=typed_input, rngs=rngs),
+    dim=dim,
+    convs=[functools.partial(SAGEConv, out_dim=dim)] * num_layers,
+    dropout_rate=dropout_rate,
+    rngs=rngs,
+  )
+
+
+def gat(
+  schema: Schema,
+  *,
+  dim: int = 256,
+  num_layers: int = 2,
+  num_heads: int = 8,
+  head_dim: int = 0,
+  dropout_rate: float = 0.5,
+  typed_input: bool = False,
+  rngs: nnx.Rngs,
+) -> Homogeneous:
+  """Graph attention network: heads side by side, averaged in the last layer, see `GATConv`.
+
+  `head_dim` 0 divides `dim` among the heads; the official settings have heads as wide as `dim`.
+  Source: arXiv 1710.10903.
+  """
+  if not head_dim and dim % num_heads:
+    raise InputError(f"num_heads={num_heads} does not divide dim={dim}; choose a divisor")
+  layer = functools.partial(GATConv, head_dim=head_dim or dim // num_heads, num_heads=num_heads)
+  last = functools.partial(GATConv, head_dim=head_dim or dim, num_heads=num_heads, concat=False)
+  return Homogeneous(
+    schema,
+    encoder=input_map(schema, dim, typed_input=typed_input, rngs=rngs),
+    dim=dim,
+    convs=[layer] * (num_layers - 1) + [last],
+    dropout_rate=dropout_rate,
+    rngs=rngs,
+  )
+
+
+def gin(
+  schema: Schema,
+  *,
+  dim: int = 256,
+  num_layers: int = 2,
+  dropout_rate: float = 0.5,
+  typed_input: bool = False,
+  rngs: nnx.Rngs,
+) -> Homogeneous:
+  """Graph isomorphism network, see `GINConv`. Source: arXiv 1810.00826."""
+  return Homogeneous(
+    schema,
+    encoder=input_map(schema, dim, typed_input=typed_input, rngs=rngs),
+    dim=dim,
+    convs=[functools.partial(GINConv, out_dim=dim)] * num_layers,
+    dropout_rate=dropout_rate,
+    rngs=rngs,
+  )
+
+
+def mixhop(
+  schema: Schema,
+  *,
+  dim: int = 256,
+  num_layers: int = 2,
+  max_power: int = 2,
+  dropout_rate: float = 0.5,
+  typed_input: bool = False,
+  rngs: nnx.Rngs,
+) -> Homogeneous:
+  """MixHop, see `MixHopConv`: layers are (max_power + 1) `dim` wide, as in the official code.
+
+  Source: arXiv 1905.00067.
+  """
+  return Homogeneous(
+    schema,
+    encoder=input_map(schema, dim, typed_input=typed_input, rngs=rngs),
+    dim=dim,
+    convs=[functools.partial(MixHopConv, power_dim=dim, max_power=max_power)] * num_layers,
+    dropout_rate=dropout_rate,
+    rngs=rngs,
+  )
+
+
+def acm_gcn(
+  schema: Schema,
+  *,
+  dim: int = 256,
+  num_layers: int = 2,
+  dropout_rate: float = 0.5,
+  typed_input: bool = False,
+  rngs: nnx.Rngs,
+) -> Homogeneous:
+  """ACM-GCN: layers that mix low-pass, high-pass and identity per node, see `ACMConv`.
+
+  No norm between layers. The official last layer gives logits itself; here a linear head follows.
+  Source: arXiv 2210.07606.
+  """
+  return Homogeneous(
+    schema,
+    encoder=input_map(schema, dim, typed_input=typed_input, rngs=rngs),
+    dim=dim,
+    convs=[functools.partial(ACMConv, out_dim=dim)] * num_layers,
+    norm=None,
     dropout_rate=dropout_rate,
     rngs=rngs,
   )
