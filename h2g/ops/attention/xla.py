@@ -43,7 +43,7 @@ from h2g.ops.masks import Tile
 _MAX_TASKS = 40
 # Tiles of one sweep, and sweeps over groups of heads, that may be computed at the same time: one
 # fills the cores while another waits for its last.
-_IN_FLIGHT = 2
+_IN_FLIGHT_BYTES = 8 << 20
 _GROUPS_IN_FLIGHT = 2
 _TILE_BYTES = 1 << 20  # one tile of logits over all heads taken together: stays in cache
 _LARGEST_TILE_BYTES = 16 << 20
@@ -78,6 +78,7 @@ class Plan:
     table: the static block table of the looped form (bytes of int8) and its shape.
     dynamic: whether PARTIAL pairs are looked up again in a table computed on the device.
     together: key heads taken together; 0 takes all heads of the whole batch.
+    in_flight: tiles of the unrolled form that may be computed at the same time.
     on_accelerator: matmuls take operands in their own dtype; a CPU takes them in the accumulator's.
   """
 
@@ -86,6 +87,7 @@ class Plan:
   table: tuple[bytes, tuple[int, int]] | None
   dynamic: bool
   together: int
+  in_flight: int
   on_accelerator: bool
 
 
@@ -143,6 +145,7 @@ def _plan(operands: Operands) -> tuple[Plan, Array | None]:
     None if unrolled else (known.tobytes(), known.shape),
     table is not None,
     together,
+    min(4, max(2, _IN_FLIGHT_BYTES // max(1, per_key_head * (together or key_heads * batch)))),
     not on_cpu,
   )
   return plan, table
@@ -469,7 +472,7 @@ def _sweep(
       whole = Cut(group, task.start, 0, task.size, num_keys, task.count, False, None, True)
       state = jax.tree.map(whole.rows, rows)
       for n, (first, length, masked) in enumerate(task.runs):
-        after = done[-_IN_FLIGHT] if len(done) >= _IN_FLIGHT else None
+        after = done[-plan.in_flight] if len(done) >= plan.in_flight else None
         cut = whole._replace(k_start=first, k_size=length, masked=masked, first=n == 0, after=after)
         state, columns, shared = step(cut, state, columns, shared)
         done.append(jnp.ravel(jax.tree.leaves(state)[0])[0] > jnp.inf)
