@@ -9,7 +9,9 @@ from h2g.errors import InputError
 from h2g.graph.graph import EdgeSet
 from h2g.graph.graph import HeteroGraph
 
-CELLS = 1 << 24  # most entries of a dense matrix; larger relations are factored without one
+CELLS = 1 << 24  # most entries of a dense matrix
+EXACT = 1 << 20  # most entries of a relation that is decomposed exactly; time is their 3/2 power
+DENSE_WORK = 1 << 34  # most products of a relation whose nodes are compared by a dense matmul
 DENSE_NODES = 4096  # most nodes whose Laplacian is decomposed; time is cubic in them
 
 
@@ -47,7 +49,7 @@ def spectral_encoding(
   are equal, the vectors are one basis of several, the same on one machine.
 
   Args:
-    graph: any. Relations of up to 16 M cells (N_source x N_target) are decomposed exactly; larger
+    graph: any. Relations of up to 1 M cells (N_source x N_target) are decomposed exactly; larger
       ones by subspace iteration on their edges, close where singular values fall off.
     dim: number of singular vectors per relation and side.
     log_weights: A_r holds sign(w) log(1 + |w|) instead of the weights w.
@@ -63,7 +65,7 @@ def spectral_encoding(
     senders, receivers, weights = _weighted(edges)
     if log_weights:
       weights = np.sign(weights) * np.log1p(np.abs(weights))
-    if shape[0] * shape[1] <= CELLS:
+    if shape[0] * shape[1] <= EXACT:
       dense = np.zeros(shape)
       np.add.at(dense, (senders, receivers), weights)
       u, s, vt = np.linalg.svd(dense, full_matrices=False)
@@ -166,36 +168,84 @@ def with_similar(
     k: edges into each node, fewer where fewer nodes are alike at all. Ties go to the smaller index.
   """
   count = graph.num_nodes[node_type]
-  profiles = []
+  profiles = []  # of each relation and side: (rows, columns, weights, number of columns)
   for name in graph.schema.edge_types:
-    edges = graph.edges[name]
-    senders, receivers, weight = _weighted(edges)
-    for side, rows, columns, width in (
-      (0, senders, receivers, graph.num_nodes[name[2]]),
-      (2, receivers, senders, graph.num_nodes[name[0]]),
-    ):
-      if name[side] == node_type:
-        dense = np.zeros((count, width), np.float32)
-        np.add.at(dense, (rows, columns), weight)
-        norm = np.linalg.norm(dense, axis=1, keepdims=True)
-        profiles.append(dense / np.where(norm > 0, norm, 1))
-  if not profiles:
+    senders, receivers, weight = _weighted(graph.edges[name])
+    if name[0] == node_type:
+      profiles.append((senders, receivers, weight, graph.num_nodes[name[2]]))
+    if name[2] == node_type:
+      profiles.append((receivers, senders, weight, graph.num_nodes[name[0]]))
+  if not profiles or not count:
     return graph.with_edges((node_type, relation, node_type), [], [], np.zeros((0, 1)))
-  profile = np.concatenate(profiles, 1) / np.sqrt(len(profiles))
+  dense, listed = [], []
+  for rows, columns, weight, width in profiles:
+    if count * count * width <= DENSE_WORK:
+      table = np.zeros((count, width), np.float32)
+      np.add.at(table, (rows, columns), weight)
+      norm = np.linalg.norm(table, axis=1, keepdims=True)
+      dense.append(table / np.where(norm > 0, norm, 1))
+    else:
+      listed.append(_listed_profile(rows, columns, weight, count, width))
+  dense = np.concatenate([np.zeros((count, 0), np.float32), *dense], 1) / np.sqrt(len(profiles))
+  k = min(max(k, 1), count)
   senders, receivers, likeness = [], [], []
-  for begin in range(0, count, 4096):
-    table = profile[begin : begin + 4096] @ profile.T
+  chunk = max(1, CELLS // count)
+  for begin in range(0, count, chunk):
+    table = dense[begin : begin + chunk] @ dense.T
+    for profile in listed:
+      table += _listed_likeness(profile, begin, len(table), count) / len(profiles)
     here = np.arange(len(table))
     table[here, here + begin] = 0
-    nearest = np.argsort(-table, axis=1, kind="stable")[:, :k]
-    found = np.take_along_axis(table, nearest, 1)
-    row, column = np.nonzero(found > 0)
-    senders.append(nearest[row, column])
-    receivers.append(row + begin)
-    likeness.append(found[row, column])
+    least = np.partition(table, count - k, axis=1)[:, count - k, None]
+    row, column = np.nonzero((table >= least) & (table > 0))
+    found = table[row, column]
+    order = np.lexsort((column, -found, row))  # nearest first, ties to the smaller index
+    rank = np.arange(len(row)) - np.searchsorted(row, row)
+    order = order[rank < k]
+    senders.append(column[order])
+    receivers.append(row[order] + begin)
+    likeness.append(found[order])
   return graph.with_edges(
     (node_type, relation, node_type), *map(np.concatenate, (senders, receivers, likeness))
   )
+
+
+def _listed_profile(rows, columns, weights, count: int, width: int):
+  """Rows of length 1 as lists: (indptr, columns, values) by row and (indptr, rows, values) by
+  column; parallel edges added up."""
+  cells, place = np.unique(rows.astype(np.int64) * width + columns, return_inverse=True)
+  values = np.bincount(place, weights, len(cells))
+  rows, columns = np.divmod(cells, width)
+  norm = np.sqrt(np.bincount(rows, values**2, count))
+  values = values / np.where(norm > 0, norm, 1)[rows]
+  order = np.argsort(columns, kind="stable")
+  start = lambda ids, size: np.concatenate([[0], np.cumsum(np.bincount(ids, minlength=size))])
+  return (
+    (start(rows, count), columns, values),
+    (start(columns, width), rows[order], values[order]),
+  )
+
+
+def _listed_likeness(profile, begin: int, chunk: int, count: int) -> np.ndarray:
+  """[chunk, count] products of rows begin:begin + chunk of a listed profile with all rows."""
+  (indptr, columns, values), (column_ptr, ends, end_values) = profile
+  first, last = indptr[begin], indptr[begin + chunk]
+  owner = np.repeat(np.arange(chunk), np.diff(indptr[begin : begin + chunk + 1]))
+  out = np.zeros(chunk * count, np.float32)
+  fan = np.diff(column_ptr)[columns[first:last]]
+  total = np.concatenate([[0], np.cumsum(fan)])
+  at = 0
+  while at < len(fan):  # expanded in pieces of bounded size
+    stop = max(at + 1, int(np.searchsorted(total, total[at] + CELLS, side="right")) - 1)
+    here, size = slice(at, stop), fan[at:stop]
+    shift = column_ptr[columns[first:last][here]] - (total[at:stop] - total[at])
+    place = np.repeat(shift, size) + np.arange(size.sum())
+    cell = np.repeat(owner[here], size) * count + ends[place]
+    low = int(cell[0]) // count * count if len(cell) else 0  # owners ascend: a window suffices
+    window = np.bincount(cell - low, np.repeat(values[first:last][here], size) * end_values[place])
+    out[low : low + len(window)] += window.astype(np.float32)
+    at = stop
+  return out.reshape(chunk, count)
 
 
 def append_features(graph: HeteroGraph, extra: dict[str, np.ndarray]) -> HeteroGraph:

@@ -100,7 +100,7 @@ def test_large_relations_are_factored_from_their_edges(monkeypatch):
     target="a",
   )
   exact = encodings.spectral_encoding(graph, 3)
-  monkeypatch.setattr(encodings, "CELLS", 100)
+  monkeypatch.setattr(encodings, "EXACT", 100)
   close = encodings.spectral_encoding(graph, 3)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), close, exact)
   jax.tree.map(np.testing.assert_array_equal, encodings.spectral_encoding(graph, 3), close)
@@ -167,6 +167,26 @@ def test_similar_nodes_by_hand():
   np.testing.assert_allclose(similar.features, 1)
   alone = HeteroGraph.from_arrays(nodes={"n": {"num_nodes": 3}}, edges={}, target="n")
   assert encodings.with_similar(alone, "n", 2).schema.edge_feature_dims == (1,)
+
+
+@pytest.mark.parametrize("cells", [1 << 24, 200, 1])
+def test_similar_nodes_from_lists_are_those_of_the_matmul(cells, monkeypatch):
+  rng = np.random.default_rng(1)
+  graph = HeteroGraph.from_arrays(
+    nodes={"a": {"num_nodes": 40}, "b": {"num_nodes": 25}},
+    edges={
+      ("a", "r", "b"): (rng.integers(0, 40, 150), rng.integers(0, 25, 150), rng.random(150)),
+      ("a", "s", "a"): rng.integers(0, 40, (2, 90)),
+    },
+    target="a",
+  )
+  expected = encodings.with_similar(graph, "a", 3).edges["a", "similar", "a"]
+  monkeypatch.setattr(encodings, "DENSE_WORK", 0)
+  monkeypatch.setattr(encodings, "CELLS", cells)
+  found = encodings.with_similar(graph, "a", 3).edges["a", "similar", "a"]
+  np.testing.assert_array_equal(found.senders, expected.senders)
+  np.testing.assert_array_equal(found.receivers, expected.receivers)
+  np.testing.assert_allclose(found.features, expected.features, rtol=1e-5)
 
 
 def test_appended_features_are_standardised():
