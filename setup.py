@@ -1,4 +1,4 @@
-"""Build file of h2g: `pip install -e .`, extras [gpu], [tpu], [colab], [dev]."""
+"""Build file of h2g: `pip install -e .`, extras [gpu], [tpu], [colab], [pyg], [dev]."""
 
 import pathlib
 
@@ -50,6 +50,7 @@ setup(
     "gpu": ["jax[cuda12]>=0.10"],
     "tpu": ["jax[tpu]>=0.10"],
     "colab": NOTEBOOKS,
+    "pyg": ["torch>=2.4", "torch-geometric>=2.6"],  # tests compare operators with it where present
     "dev": [
       *NOTEBOOKS,
       "pytest>=8",

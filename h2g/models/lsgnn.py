@@ -1,5 +1,7 @@
 """LSGNN: low- and high-pass parts of every depth, fused per node by its local similarity."""
 
+from collections.abc import Mapping
+import functools
 import itertools
 
 from flax import nnx
@@ -7,10 +9,12 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 
+from h2g.errors import InputError
 from h2g.graph import HeteroGraph
 from h2g.graph import Schema
 from h2g.models.homogeneous import input_map
 from h2g.nn import dropout
+from h2g.nn.conv import AdjacencyMap
 from h2g.ops.edge import edge_sum
 
 BLOCK = 4096  # edges at a time: no array of edges x features
@@ -25,9 +29,10 @@ class LSGNN(nnx.Module):
     P_1 = F h,  P_k = F ((1 - gamma) h - gamma sum_{l < k} P_l),  k = 2..K
   Each of h, P_k^L, P_k^H goes through its own `num_layers` maps z <- relu(z W / |z W|). Then
     Z_k = a_k^I h + a_k^L P_k^L + a_k^H P_k^H,  (a^I, a^L, a^H)_k = MLP([s_v, s_v^2])
-    logits = dropout([h | Z_1 | ... | Z_K], each row over its norm) W + b
-  h is the encoded features (official: the raw ones). The official option of embedding the adjacency
-  (`A_embed`) is left out, as in its RCDD setting.
+    logits = dropout([h | Z_1 | ... | Z_K | relu(norm(A W_A + b))], each over its norm) W + b
+  h is the encoded features (official: the raw ones). The last part stands there if
+  `embed_adjacency` (official: everywhere but on RCDD; layer norm for batch norm), which needs
+  `num_nodes`, the nodes of the whole graph per type.
   Source: arXiv 2305.04225 eq. 6-13; the gamma of P_k as in the official code.
   """
 
@@ -42,10 +47,14 @@ class LSGNN(nnx.Module):
     num_steps: int = 5,
     beta: float = 1.0,
     gamma: float = 0.5,
+    embed_adjacency: bool = True,
+    num_nodes: Mapping[str, int] | None = None,
     dropout_rate: float = 0.5,
     typed_input: bool = False,
     rngs: nnx.Rngs,
   ):
+    if embed_adjacency and num_nodes is None:
+      raise InputError("lsgnn embeds the adjacency: give num_nodes, or embed_adjacency=False")
     self.encoder = input_map(schema, dim, typed_input=typed_input, rngs=rngs)
     self.distance_up = nnx.Linear(2, dim, rngs=rngs)
     self.distance_down = nnx.Linear(dim, 1, rngs=rngs)
@@ -58,7 +67,11 @@ class LSGNN(nnx.Module):
         for shape in itertools.pairwise(widths)
       ]
     )
-    self.head = nnx.Linear((num_steps + 1) * dim, schema.num_classes, rngs=rngs)
+    embed = functools.partial(AdjacencyMap, schema, dim, num_nodes=num_nodes, rngs=rngs)
+    self.adjacency = embed() if embed_adjacency else None
+    self.adjacency_norm = nnx.LayerNorm(dim, rngs=rngs) if embed_adjacency else None
+    parts = num_steps + 1 + embed_adjacency
+    self.head = nnx.Linear(parts * dim, schema.num_classes, rngs=rngs)
     self.num_steps, self.beta, self.gamma = num_steps, beta, gamma
     self.dropout_rate = dropout_rate
 
@@ -81,7 +94,10 @@ class LSGNN(nnx.Module):
     shares = shares.reshape(end - begin, self.num_steps, 3).transpose(2, 1, 0)[..., None]
     low, high = jnp.split(z[1:], 2)
     fused = shares[0] * z[:1] + shares[1] * low + shares[2] * high
-    out = dropout(unit(jnp.concatenate([z[:1], fused])), self.dropout_rate, key)
+    parts = [z[:1], fused]
+    if self.adjacency is not None:
+      parts.append(jax.nn.relu(self.adjacency_norm(self.adjacency(graph)[begin:end]))[None])
+    out = dropout(unit(jnp.concatenate(parts)), self.dropout_rate, key)
     return self.head(out.swapaxes(0, 1).reshape(end - begin, -1))
 
   def filtered(self, h: Array, graph: HeteroGraph, own: float, sign: float) -> list[Array]:

@@ -202,6 +202,7 @@ def dense_lsgnn(m):
   for k in range(steps):
     a = shares[:, 3 * k : 3 * k + 3, None]
     out.append(a[:, 0] * own + a[:, 1] * low[k] + a[:, 2] * high[k])
+  out.append(relu(norm(m.adjacency_norm, dense_adjacency(m.adjacency))))
   return linear(m.head, np.concatenate([unit(x) for x in out], 1))[T]
 
 
@@ -251,7 +252,7 @@ CASES = {
     dict(dim=8, num_layers=1, num_heads=2, hops=2),
     dense_nagphormer,
   ),
-  "lsgnn": (models.LSGNN, dict(dim=8, num_steps=2), dense_lsgnn),
+  "lsgnn": (models.LSGNN, dict(dim=8, num_steps=2, num_nodes=COUNTS), dense_lsgnn),
   "glognn": (models.GloGNN, dict(dim=8, num_rounds=2, num_nodes=COUNTS), dense_glognn),
   "shell": (shell, {}, dense_shell),
 }
@@ -293,7 +294,7 @@ def test_label_propagation_has_no_parameters_and_no_opinion_without_labels():
 def test_lsgnn_cut_into_blocks_of_edges_is_the_same(monkeypatch):
   from h2g.models import lsgnn
 
-  module = made(models.LSGNN, dim=4, num_steps=2)
+  module = made(models.LSGNN, dim=4, num_steps=2, embed_adjacency=False)
   graph = GRAPH.with_incoming()
   similarity = lambda: jax.jit(lambda m, g: m.similarity(g))(module, graph)
   whole = similarity()
@@ -320,6 +321,8 @@ def test_what_does_not_fit_is_said():
     models.gat(GRAPH.schema, dim=8, num_heads=3, rngs=nnx.Rngs(0))
   with pytest.raises(InputError, match="num_heads=3 does not divide dim=8"):
     models.NAGphormer(GRAPH.schema, dim=8, num_heads=3, rngs=nnx.Rngs(0))
+  with pytest.raises(InputError, match="lsgnn embeds the adjacency: give num_nodes"):
+    models.LSGNN(GRAPH.schema, rngs=nnx.Rngs(0))
   with pytest.raises(InputError, match="distance two: set config"):
     models.H2GCN(GRAPH.schema, rngs=nnx.Rngs(0))
   with pytest.raises(InputError, match=r"residual needs layers of one width, they have \[4, 8\]"):
