@@ -3,7 +3,8 @@
   python -m h2g.train --config configs/h2gb.py:celegans --workdir runs/celegans
 
 A variant is a name, then options: `celegans`, `celegans,label=transmitter`, `celegans,model=mlp`,
-`celegans,ablation=labels` (`relations`, `ffn`), `molecules=features`, `model=sgc,view=2hop`.
+`celegans,ablation=labels` (`relations`, `ffn`), `molecules=features`, `model=sgc,view=2hop`,
+`tiny,dataset=worldcup`, `dataset=twitch,graph=DE` (every set and its options: configs/datasets.py).
 
   celegans   ten seeds, each with its own 60/20/20 split, trained together on the whole graph
   sampled    the same graph through HGT sampling, batches padded to a handful of shapes; three seeds
@@ -19,9 +20,10 @@ others less. `full` was not run: the nine published graphs are not at hand.
 from ml_collections import ConfigDict
 
 from configs import common
+from configs import datasets
 
 NAMES = ("celegans", "sampled", "tiny", "full")
-OPTIONS = {"model": "h2g_former", "label": "role", "molecules": "nodes", "ablation": "", "view": ""}
+OPTIONS = {"model": "h2g_former", "dataset": "celegans", "ablation": "", "view": ""}
 ABLATIONS = {
   "": {},
   "labels": {"label_embedding": False},
@@ -112,7 +114,10 @@ VIEWS = {"h2gcn": "strict_2hop"}
 
 def get_config(variant: str = "celegans") -> ConfigDict:
   """Values only; see the module's docstring for the variants."""
-  name, options = common.parse_variant(variant, names=NAMES, options=OPTIONS)
+  chosen = dict.fromkeys(datasets.NAMES, "")
+  name, options = common.parse_variant(variant, names=NAMES, options=OPTIONS | chosen)
+  dataset = options["dataset"].replace("-", "_")
+  chosen = datasets.options_of(dataset, {option: options[option] for option in chosen})
   common.require("model", options["model"], MODELS)
   common.require("ablation", options["ablation"], ABLATIONS)
   if options["ablation"] and options["model"] != "h2g_former":
@@ -132,15 +137,15 @@ def get_config(variant: str = "celegans") -> ConfigDict:
     clip_norm=1.0,
   )
   config.experiment = "h2gb"
-  config.metric = "accuracy"
+  config.metric = datasets.METRICS.get(dataset, "accuracy")
   config.num_seeds = 10
   config.data = ConfigDict(
     {
-      "name": "celegans",
+      "name": dataset,
       "path": "",  # of an own graph (h2g.graph.save_npz), instead of the name
-      "options": {"label": options["label"], "molecules": options["molecules"]},
+      "options": chosen,
       "reverses": True,
-      "symmetric": ("electrical",),  # relations that the data list in both directions
+      "symmetric": (),  # relations that the data list in both directions
       "self_loops": False,
       "similar": 3,
       "degree_encoding": True,
@@ -149,6 +154,7 @@ def get_config(variant: str = "celegans") -> ConfigDict:
       "view": options["view"] or VIEWS.get(options["model"], ""),
     }
   )
+  config.data.update(datasets.SETTINGS.get(dataset, {}))
   config.labels = ConfigDict({"mask_rate": 0.7, "own_label_visible": False, "smoothing": 0.1})
   config.sample = ConfigDict(
     {

@@ -22,7 +22,7 @@ WORDS = ("features", "nodes")
 def load(
   graph: str = "chameleon_filtered",
   *,
-  split: int = 0,
+  fold: int = 0,
   words: str = "features",
   files: str | Path | None = None,
   digests=SHA256["heterophilous-npz"],
@@ -31,7 +31,7 @@ def load(
 
   Args:
     graph: name of the file, one of `GRAPHS`.
-    split: which of the ten published splits is `splits` train, val, test.
+    fold: which of the ten published splits is `splits` train, val, test.
     words: "nodes" makes the set heterogeneous: every binary feature becomes a node of type `word`,
       joined by `has`, and the features are left out.
     files, digests: as in `imdb_nshe.load`.
@@ -39,7 +39,7 @@ def load(
   shared.choose(
     "heterophilous_npz",
     graph=(graph, GRAPHS),
-    split=(split, tuple(range(10))),
+    fold=(fold, tuple(range(10))),
     words=(words, WORDS),
   )
   name = f"{graph}.npz"
@@ -73,5 +73,5 @@ def load(
     masks = found[f"{part}_masks"]
     if masks.shape != (10, len(labels)):
       raise InputError(f"{path}: {part}_masks are {list(masks.shape)}, ten of {len(labels)} nodes")
-    splits[part] = masks[split]
+    splits[part] = masks[fold]
   return HeteroGraph.from_arrays(nodes=nodes, edges=edges, target="node", splits=splits)
