@@ -19,6 +19,7 @@ from h2g.train.experiment import Experiment
 from h2g.train.feed import EvalFeed
 from h2g.train.feed import train_feed
 from h2g.train.optimizer import make_optimizer
+from h2g.train.results import cost
 from h2g.train.results import results
 from h2g.train.results import SeedResult
 from h2g.train.results import summary
@@ -123,6 +124,7 @@ class Trainer:
     self._found: list[SeedResult] = []
     self._compiled: set[str] = set()
     self._seconds = 0.0
+    self._step_seconds: list[float] = []  # of calls that compiled nothing
 
   def train(self, seeds: tuple[int, ...]) -> None:
     """Trains one group to its last step, or finds it there, and keeps its results."""
@@ -184,6 +186,7 @@ class Trainer:
       while record.step < settings.steps:
         # One call, cut where something is due.
         batch = feed.next()
+        before_call, programs_known = time.monotonic(), len(programs.compiled)
         if feed.resident:
           count = self._steps_to_go(record.step)
           state, metrics = programs.steps(state, batch, np.int32(count))
@@ -202,6 +205,8 @@ class Trainer:
         rows = []
         while len(calls) > (0 if evaluating or saving else 1):
           rows += _rows(*calls.popleft(), seeds)
+        if rows and len(programs.compiled) == programs_known:
+          self._step_seconds.append((time.monotonic() - before_call) / len(rows))
 
         if evaluating:
           stats = self._evaluate(state.params, state.rest, evals, len(seeds))
@@ -247,6 +252,7 @@ class Trainer:
       )
       if experiment.report is not None:
         experiment.report([seed.stats for seed in self._found], folder.path)
+      folder.write("cost.json", cost(self._step_seconds))
       folder.write("results.json", value)
     say(f"{summary(value)} -> {folder.path / 'results.json'}")
     return value

@@ -1,10 +1,13 @@
-"""results.json: what a finished run found, and with what."""
+"""results.json: what a finished run found, and with what; cost.json: time and memory."""
 
 from importlib import metadata
 import platform
+import resource
+import sys
 from typing import Any
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from h2g.train.experiment import Experiment
@@ -55,6 +58,23 @@ def results(
       "compile_count": compile_count,
       "versions": versions(),
       "config_hash": config_hash,
+  }
+
+
+def cost(step_seconds: list[float]) -> dict:
+  """The dictionary of cost.json; what differs from machine to machine is no result.
+
+  step_ms: median time of a step of all seeds that train together, without compilation, evaluation
+    and feeding; None where every call of the run compiled something.
+  peak_mb: largest memory in use, in 1e6 bytes: of the device where it counts, of the process (with
+    its libraries and the data) on a CPU.
+  """
+  peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
+  unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+  peak = max(peaks) if all(peaks) else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+  return {
+      "step_ms": round(1e3 * float(np.median(step_seconds)), 3) if step_seconds else None,
+      "peak_mb": round(peak / 1e6, 1),
   }
 
 
