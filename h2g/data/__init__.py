@@ -4,6 +4,7 @@ from collections.abc import Callable
 import importlib
 import inspect
 
+from h2g.data import own
 from h2g.data.splits import stratified_split as stratified_split
 from h2g.errors import InputError
 from h2g.graph import encodings
@@ -59,16 +60,14 @@ def prepare(config) -> HeteroGraph:
 
   Args:
     config: `name` of a data set with its `options`, or `path` of an own graph (see
-      `h2g.graph.load_npz`); `reverses`: add reverse relations; `symmetric`: relations that need
+      `h2g.data.own`); `reverses`: add reverse relations; `symmetric`: relations that need
       none; `self_loops`; `degree_encoding` and `spectral_encoding` (dimensions, 0 for none):
       structural features appended to the node features;
       `similar`: edges from the k nodes most alike into each node of the target type (0 for none);
       `view`: a graph made from the result, see `h2g.graph.views.VIEWS` ("" for none).
   """
   if config.path:
-    from h2g.graph import load_npz
-
-    graph = load_npz(config.path)
+    graph = own.load(config.path)
   else:
     graph = load(config.name, **config.options)
   extra = []  # features of the graph as given, before edges are added

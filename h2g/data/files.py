@@ -119,13 +119,18 @@ def read_bytes(path: Path, digest: str | None = None) -> bytes:
     )
   except OSError as error:
     raise InputError(f"{path} cannot be read: {error.strerror}") from error
-  found = hashlib.sha256(content).hexdigest()
+  found = sha256(content)
   if digest is not None and found != digest:
     raise InputError(
       f"{path} is not the original file: its {len(content)} bytes have sha256 {found[:12]}..., "
       f"not {digest[:12]}...; it is truncated or was changed, fetch it again"
     )
   return content
+
+
+def sha256(content: bytes) -> str:
+  """Checksum in hexadecimal digits."""
+  return hashlib.sha256(content).hexdigest()
 
 
 def decode(content: bytes, path) -> str:
@@ -317,6 +322,27 @@ def safe_name(name: str, path) -> PurePosixPath:
   if parts.is_absolute() or drive or ".." in parts.parts or "\0" in name:
     raise InputError(f"{path}: entry {name!r} climbs out of the archive's folder; do not use it")
   return parts
+
+
+def read_archive(path: str | Path, *, limit: int = LIMIT) -> dict[str, bytes]:
+  """{name: content} of every file of a zip or tar archive; errors as in `extract`."""
+  path, found, left = Path(path), {}, limit
+  try:
+    for name, size, opened in _entries(path):
+      name = str(safe_name(name, path))
+      left -= size
+      if name in found or left < 0:
+        what = f"entry {name!r} is there twice" if left >= 0 else f"more than {limit} bytes"
+        raise InputError(f"{path}: {what}; it is not that archive")
+      with opened() as file:
+        found[name] = file.read()
+  except InputError:
+    raise
+  except DAMAGED as error:
+    raise InputError(
+      f"{path} cannot be unpacked ({error}): it is truncated or no archive, fetch it again"
+    ) from error
+  return found
 
 
 def extract(archive: str | Path, to: str | Path, *, limit: int = LIMIT) -> Path:

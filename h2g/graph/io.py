@@ -1,8 +1,10 @@
 """Graphs as .npz files: plain arrays under readable names, nothing pickled."""
 
+from collections.abc import Callable
 import contextlib
 import os
 from pathlib import Path
+from typing import Any
 import zipfile
 import zlib
 
@@ -84,6 +86,15 @@ def load_npz(path: str | Path) -> HeteroGraph:
   Raises:
     InputError: names the file and the key, shape, index or value that cannot be used.
   """
+  arrays = read_npz(path)
+  try:
+    return HeteroGraph.from_arrays(**parts_of(arrays))
+  except InputError as error:
+    raise InputError(f"{path}: {error}") from error
+
+
+def read_npz(path: str | Path) -> dict[str, np.ndarray]:
+  """All arrays of an .npz file; InputError for one that is damaged or holds objects."""
   path = Path(path)
   try:
     with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -99,15 +110,26 @@ def load_npz(path: str | Path) -> HeteroGraph:
     raise InputError(
       f"{path} is no readable .npz of plain arrays ({error}): write it with h2g.graph.save_npz"
     ) from error
-  try:
-    return _from_arrays(arrays)
-  except InputError as error:
-    raise InputError(f"{path}: {error}") from error
+  return arrays
 
 
-def _from_arrays(arrays: dict[str, np.ndarray]) -> HeteroGraph:
+def parts_of(
+  arrays: dict[str, np.ndarray], wrong: Callable[[str], None] | None = None
+) -> dict[str, Any]:
+  """The arguments of `HeteroGraph.from_arrays` that arrays under the keys of `save_npz` say.
+
+  Args:
+    arrays: {key: array}.
+    wrong: called with what is wrong with a key, which is then left out; by default the first such
+      is raised as InputError.
+  """
+
+  def refuse(message: str) -> None:
+    raise InputError(message)
+
+  wrong = wrong or refuse
   if "target" not in arrays:
-    raise InputError("key 'target' is missing: the node type that carries the labels")
+    wrong("key 'target' is missing: the node type that carries the labels")
   nodes, edges, splits = {}, {}, {}
   for key, value in arrays.items():
     match key.split("/"):
@@ -115,8 +137,9 @@ def _from_arrays(arrays: dict[str, np.ndarray]) -> HeteroGraph:
         pass
       case ["nodes", name, "num_nodes"]:
         if value.shape != () or not np.issubdtype(value.dtype, np.integer):
-          raise InputError(f"key {key!r} must be one integer")
-        nodes.setdefault(name, {})["num_nodes"] = int(value)
+          wrong(f"key {key!r} must be one integer")
+        else:
+          nodes.setdefault(name, {})["num_nodes"] = int(value)
       case ["nodes", name, ("features" | "labels") as field]:
         nodes.setdefault(name, {})[field] = value
       case ["edges", source, relation, target, ("index" | "features") as field]:
@@ -124,27 +147,30 @@ def _from_arrays(arrays: dict[str, np.ndarray]) -> HeteroGraph:
       case ["splits", name]:
         splits[name] = value
       case _:
-        raise InputError(
+        wrong(
           f"key {key!r} is not understood: nodes/<type>/..., "
           "edges/<source>/<relation>/<target>/..., splits/<name>, target, class_names"
         )
+  given = {}
   for name, fields in edges.items():
-    if "index" not in fields:
-      raise InputError(f"key 'edges/{'/'.join(name)}/index' is missing")
-    index = fields["index"]
-    if index.ndim != 2 or index.shape[0] != 2:
-      key = f"edges/{'/'.join(name)}/index"
-      raise InputError(f"key {key!r} has shape {list(index.shape)}: give [2, E]")
+    key, index = f"edges/{'/'.join(name)}/index", fields.get("index")
+    if index is None:
+      wrong(f"key {key!r} is missing")
+    elif index.ndim != 2 or index.shape[0] != 2:
+      wrong(f"key {key!r} has shape {list(index.shape)}: give [2, E]")
+    else:
+      given[name] = (*index, fields.get("features"))
   class_names = arrays.get("class_names", np.zeros(0, str))
   if class_names.ndim != 1:
-    raise InputError(f"key 'class_names' has shape {list(class_names.shape)}: give [C] names")
-  return HeteroGraph.from_arrays(
-    nodes=nodes,
-    edges={name: (*fields["index"], fields.get("features")) for name, fields in edges.items()},
-    target=str(arrays["target"]),
-    class_names=tuple(map(str, class_names)) or None,
-    splits=splits,
-  )
+    wrong(f"key 'class_names' has shape {list(class_names.shape)}: give [C] names")
+    class_names = class_names.reshape(-1)
+  return {
+    "nodes": nodes,
+    "edges": given,
+    "target": str(arrays.get("target", "")),
+    "class_names": tuple(map(str, class_names)) or None,
+    "splits": splits,
+  }
 
 
 def _plain(name: str) -> str:
