@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import pathlib
 import pickle
 import shutil
 import zipfile
@@ -278,3 +279,16 @@ def test_networkx_and_hetero_data_need_no_files(tmp_path):
     }
   )
   assert isinstance(hetero, HeteroGraph) and hetero.schema.target == "item"
+
+
+def test_the_readme_brings_a_graph_in_under_sixty_lines(tmp_path, monkeypatch, capsys):
+  pytest.importorskip("networkx")
+  readme = pathlib.Path(__file__).parents[2] / "README.md"
+  section = readme.read_text(encoding="utf-8").split("## Your own graph")[1].split("\n## ")[0]
+  block = section.split("```python\n")[1].split("```")[0]
+  assert len(block.splitlines()) < 60
+  monkeypatch.chdir(tmp_path)
+  exec(compile(block, "README.md", "exec"), {})
+  assert "user -> buys -> item" in capsys.readouterr().out
+  for name in ("shop", "shop.npz", "club.npz", "hetero.npz"):
+    assert checked(name, capsys)[0] == 0
