@@ -7,6 +7,7 @@ A variant is a name, then options: `celegans`, `celegans,label=transmitter`, `ce
 `tiny,dataset=worldcup`, `dataset=twitch,graph=DE` (every set and its options: configs/datasets.py).
 
   celegans   ten seeds, each with its own 60/20/20 split, trained together on the whole graph
+  fast       three seeds, half the steps: what the benchmark runs on many graphs
   sampled    the same graph through HGT sampling, batches padded to a handful of shapes; three seeds
   tiny       two seeds, a few steps: for a first look
   full       the published settings (width 256, 3 layers, 8 heads, HGT sampling); give an own graph:
@@ -22,7 +23,7 @@ from ml_collections import ConfigDict
 from configs import common
 from configs import datasets
 
-NAMES = ("celegans", "sampled", "tiny", "full")
+NAMES = ("celegans", "fast", "sampled", "tiny", "full")
 OPTIONS = {"model": "h2g_former", "dataset": "celegans", "ablation": "", "view": ""}
 ABLATIONS = {
   "": {},
@@ -110,6 +111,34 @@ PUBLISHED_LR = {
 }
 # Models that read another graph than the whole one, unless `view=` says which.
 VIEWS = {"h2gcn": "strict_2hop"}
+# What `python -m h2g.benchmark` runs: real graphs, and each model as one or more variants.
+BENCHMARK = {
+  "presets": ("fast", "celegans", "tiny"),
+  "datasets": (
+    "celegans",
+    "larval_connectome",
+    "worldcup",
+    "movielens",
+    "imdb_nshe",
+    "liar",
+    "flavor",
+    "twitch",
+    "yelpchi_reviews",
+    "heco_acm",
+    "heco_aminer",
+    "heco_freebase",
+    "airports",
+    "heterophilous_npz",
+  ),
+  "models": {
+    **{name: f"model={name}" for name in MODELS if name not in ("label_propagation", "sgc")},
+    "lp_1hop": "model=label_propagation,view=1hop",
+    "lp_2hop": "model=label_propagation,view=2hop",
+    "sgc_1hop": "model=sgc,view=1hop",
+    "sgc_2hop": "model=sgc,view=2hop",
+  },
+  "published": "experiments/h2gb/published.csv",
+}
 
 
 def get_config(variant: str = "celegans") -> ConfigDict:
@@ -175,6 +204,9 @@ def get_config(variant: str = "celegans") -> ConfigDict:
     }
   )
 
+  if name == "fast":
+    config.num_seeds = 3
+    config.train.update(steps=60, eval_every=10, steps_per_call=10)
   if name == "tiny":
     config.num_seeds = 2
     config.train.steps = 30

@@ -22,6 +22,7 @@ ARROWS = {
   "data": ("errors", "ops", "graph"),
   "models": ("errors", "ops", "graph", "nn"),
   "train": ("errors",),
+  "benchmark": ("errors", "train"),
   "convert": ("errors", "ops", "graph", "nn", "models"),
   "experiments": ("errors", "ops", "graph", "nn", "data", "models", "train", "convert"),
   "configs": (),
