@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from h2g import data
+from h2g.data import check
 from h2g.data import files
 from h2g.graph import HeteroGraph
 from h2g.graph import homophily
@@ -65,6 +66,38 @@ def together(graph, members, groups, **options):
 def close(found, published, digits=3):
   """To the printed precision: half a unit of the last digit, and float noise."""
   assert found == pytest.approx(published, abs=0.5001 * 10**-digits)
+
+
+# The mean over all two-hop metapaths; `published` are the notes' h_adj where those are all the
+# metapaths there are (as measured above where the notes differ), and None where there are more.
+H2 = [
+  ("imdb_nshe", {}, 0.708, (0.165, 0.418)),
+  ("heco_freebase", {}, 0.486, (0.404, 0.429, 0.710)),
+  ("heco_acm", {}, 0.508, (0.634, 0.350)),
+  ("heco_aminer", {}, 0.160, (0.911, 0.769)),
+  ("liar", {}, 0.987, (0.039, 0.003, 0.011, 0.015, 0.004, 0.006)),
+  ("liar", {"label": "two"}, 0.955, (0.136, 0.012, 0.022, 0.066, 0.013, 0.022)),
+  ("yelpchi_reviews", {}, 0.533, (0.916, 0.019)),
+  ("airports", {"graph": "brazil"}, 1.045, None),
+  ("airports", {"graph": "europe"}, 1.077, None),
+  ("airports", {"graph": "usa"}, 0.996, None),
+  ("flavor", {}, 0.826, None),
+  ("heterophilous_npz", {"graph": "chameleon_filtered"}, 0.926, None),
+  ("twitch", {"graph": "ENGB"}, 0.978, None),
+  ("twitch", {"graph": "PTBR"}, 0.991, None),
+  ("worldcup", {}, 1.021, None),
+  ("larval_connectome", {}, 0.863, None),
+]
+
+
+@pytest.mark.parametrize("name, options, index, published", H2)
+def test_h2_index(name, options, index, published):
+  graph = graph_of(name, **options)
+  report = homophily.metapath_homophily(graph.with_reverses(skip=check.symmetric(graph)))
+  close(report.h2_index, index)
+  if published is not None:
+    assert len(report.metapaths) == len(published)
+    assert report.h2_index == pytest.approx(1 - np.mean(published), abs=1e-3)
 
 
 def test_imdb_nshe():
@@ -330,6 +363,7 @@ def test_movielens():
   except metadata.PackageNotFoundError:
     pytest.skip("the package recbole, which holds MovieLens-100k, is not installed")
   graph = graph_of("movielens")
+  close(homophily.metapath_homophily(graph.with_reverses()).h2_index, 1.000)
   assert sizes(graph) == (dict(user=943, movie=1682), dict(rated=100000))
   close(majority(graph), 0.710, digits=3)
   close(along(graph, "rated")[0], 0.589)
