@@ -179,7 +179,7 @@ def get_config(variant: str = "celegans") -> ConfigDict:
       "similar": 3,
       "degree_encoding": True,
       "spectral_encoding": 8,
-      "split": (0.6, 0.2, 0.2),
+      "split": (0.6, 0.2, 0.2),  # () takes the splits that came with the graph
       "view": options["view"] or VIEWS.get(options["model"], ""),
     }
   )

@@ -174,9 +174,7 @@ def summarise(stats, *, metric: str) -> dict[str, float]:
 
 def batches(graph: HeteroGraph, config):
   """(train_batches, eval_batches): the resident whole graph, or streams of sampled subgraphs."""
-  splits = functools.partial(
-    data.stratified_split, graph.target_labels, fractions=config.data.split
-  )
+  splits = data.splitter(graph, config.data.split)
   whole = graph.with_incoming()
 
   def resident(seeds: tuple[int, ...]) -> Batch:

@@ -5,6 +5,7 @@ import importlib
 import inspect
 
 from h2g.data import own
+from h2g.data.splits import splitter as splitter
 from h2g.data.splits import stratified_split as stratified_split
 from h2g.errors import InputError
 from h2g.graph import encodings

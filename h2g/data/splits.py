@@ -1,8 +1,12 @@
 """Splits of labelled nodes."""
 
+from collections.abc import Callable
+import functools
+
 import numpy as np
 
 from h2g.errors import InputError
+from h2g.graph import HeteroGraph
 
 NAMES = ("train", "val", "test")
 
@@ -40,3 +44,26 @@ def stratified_split(
         )
       masks[name][members[begin:end]] = True
   return masks
+
+
+def splitter(
+  graph: HeteroGraph, fractions: tuple[float, ...]
+) -> Callable[..., dict[str, np.ndarray]]:
+  """`splits(seed=) -> {"train", "val", "test"}` masks: stratified ones, or the graph's own.
+
+  Args:
+    graph: with labels of its target type.
+    fractions: as in `stratified_split`; () takes `graph.splits`, the same for every seed.
+  Raises:
+    InputError: () and the graph has no such splits, or one of them has no labelled node.
+  """
+  if fractions:
+    return functools.partial(stratified_split, graph.target_labels, fractions=tuple(fractions))
+  labelled = np.asarray(graph.target_labels) >= 0
+  published = {name: graph.splits[name] & labelled for name in NAMES if name in graph.splits}
+  for name in NAMES:
+    if name not in published or not published[name].any():
+      raise InputError(
+        f"the graph has no published {name} part: give the fractions of a stratified split instead"
+      )
+  return lambda *, seed: dict(published)

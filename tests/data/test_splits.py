@@ -6,8 +6,10 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
+from h2g.data import splitter
 from h2g.data import stratified_split
 from h2g.errors import InputError
+from h2g.graph import HeteroGraph
 
 
 @settings(max_examples=25, deadline=None)
@@ -41,3 +43,20 @@ def test_a_class_too_small_for_every_part_is_named():
 def test_fractions_must_add_up(fractions):
   with pytest.raises(InputError, match="add up to 1"):
     stratified_split(np.arange(30) % 2, seed=0, fractions=fractions)
+
+
+def test_published_splits_are_taken_as_they_are():
+  labels = np.array([0, 1, 0, 1, 0, 1, -1])
+  at = lambda *rows: np.isin(np.arange(7), rows)
+  graph = HeteroGraph.from_arrays(nodes={"n": {"labels": labels}}, edges={}, target="n")
+  graph = graph.with_splits({"train": at(0, 1, 6), "val": at(2), "test": at(3, 4)})
+  split = splitter(graph, ())(seed=7)
+  assert {name: np.flatnonzero(mask).tolist() for name, mask in split.items()} == dict(
+    train=[0, 1], val=[2], test=[3, 4]
+  )
+  stratified = splitter(graph, (0.4, 0.3, 0.3))(seed=7)
+  np.testing.assert_array_equal(
+    stratified["train"], stratified_split(labels, seed=7, fractions=(0.4, 0.3, 0.3))["train"]
+  )
+  with pytest.raises(InputError, match="no published val part"):
+    splitter(graph.with_splits({"train": at(0)}), ())
