@@ -17,6 +17,7 @@ import shutil
 import stat
 import tarfile
 import tempfile
+import tokenize
 import zipfile
 import zlib
 
@@ -38,6 +39,7 @@ DAMAGED = (
   MemoryError,
   OverflowError,
   SyntaxError,
+  tokenize.TokenError,
   zipfile.BadZipFile,
   tarfile.TarError,
   zlib.error,

@@ -319,13 +319,13 @@ def _check(parts: dict[str, Any], wrong: Callable[[str], None]) -> None:
       wrong(
         f"node type {kind!r}: unequal lengths, {', '.join(f'{k} {n}' for k, n in sizes.items())}"
       )
-    counts[kind] = {"num_nodes": max((0, *found))}
+    counts[kind] = {"num_nodes": max((0, *(n for n in found if n < 2**31)))}
   if target and target not in nodes:
     there = f"there are {', '.join(nodes)}" if nodes else "there are no nodes"
     wrong(f"the graph is without its target type {target!r}: {there}")
   elif target and nodes[target].get("labels") is None:
     wrong(f"the target type {target!r} has no labels: give the label column or array")
-  elif target and not (np.asarray(nodes[target]["labels"]) >= 0).any():
+  elif target and not _any_label(nodes[target]["labels"]):
     wrong(f"no node of the target type {target!r} is labelled")
   if counts:
     for name, given in parts["edges"].items():
@@ -337,10 +337,18 @@ def _check(parts: dict[str, Any], wrong: Callable[[str], None]) -> None:
     masks = {
       split: np.asarray(parts["splits"][split]) for split in PARTS if split in parts["splits"]
     }
-    if len({mask.shape for mask in masks.values()}) == 1:
+    if {(mask.dtype, mask.ndim) for mask in masks.values()} == {(np.dtype(bool), 1)} and (
+      len({len(mask) for mask in masks.values()}) == 1
+    ):
       both = np.flatnonzero(np.sum([mask.astype(int) for mask in masks.values()], axis=0) > 1)
       if len(both):
         wrong(f"{target!r} node {both[0]} is in two splits at once ({len(both)} such nodes)")
+
+
+def _any_label(labels) -> bool:
+  """Whether one is not -1; True for what is no array of integers, which is another problem."""
+  labels = np.asarray(labels)
+  return not np.issubdtype(labels.dtype, np.integer) or bool((labels >= 0).any())
 
 
 def _check_edges(name, given, counts, wrong) -> None:

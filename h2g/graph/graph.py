@@ -373,9 +373,13 @@ def _node_set(name: str, fields: Mapping[str, Any]) -> NodeSet:
     source = features if features is not None else labels
     if source is None:
       raise InputError(f"node type {name!r} has neither features nor labels: give num_nodes")
+    if np.ndim(source) == 0:
+      raise InputError(f"node type {name!r} has one value {source!s:.20} for an array: give [N_t]")
     count = len(source)
   if not isinstance(count, (int, np.integer)) or isinstance(count, bool) or count < 0:
     raise InputError(f"num_nodes of node type {name!r} is {count}: give an integer, 0 or more")
+  if count >= 2**31:
+    raise InputError(f"num_nodes of node type {name!r} is {count}: rows are 32-bit, so below 2**31")
   if features is not None:
     features = _finite(f"node type {name!r}", features, count)
     features = features if features.shape[1] else None

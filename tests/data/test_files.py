@@ -172,6 +172,7 @@ def test_what_the_small_files_say(tmp_path):
      r"val_masks are \[9, 3\], ten of 3 nodes"),
     ("heco", {"labels.npy": npy(np.array(["x", "y"]))}, "labels.npy is <U1"),
     ("heco", {"labels.npy": b"\x93NUMPY"}, "labels.npy is no readable .npy"),
+    ("heco", {"labels.npy": npy(np.zeros(2)).replace(b"}", b'"')}, "labels.npy is no readable"),
     ("heco", {"val_20.npy": npy(np.array([7]))}, "val_20.npy names nodes that do not exist"),
     ("heco", {"pa.txt": "0\t1\n1\n"}, "pa.txt line 2 is '1': 2 integers are expected"),
     ("heco", {"pa.txt": "0\t99999\n"}, "edge 0 has index 99999, outside the 13329 nodes"),

@@ -292,3 +292,17 @@ def test_the_readme_brings_a_graph_in_under_sixty_lines(tmp_path, monkeypatch, c
   assert "user -> buys -> item" in capsys.readouterr().out
   for name in ("shop", "shop.npz", "club.npz", "hetero.npz"):
     assert checked(name, capsys)[0] == 0
+
+
+def test_no_array_is_too_strange_for_the_validator(tmp_path):
+  strange = [
+    np.array(3), np.array("x"), np.array(["a", "b"]), np.zeros((0, 3)), np.zeros((2, 3, 4)),
+    np.array([True]), np.array([1 + 2j]), np.arange(6).astype("datetime64[s]"),
+    np.array([2**63], np.uint64), np.array(-1), np.array(2**62), np.full((2, 3), 2**40),
+    np.array([("a", 1)], dtype=[("x", "U1"), ("y", int)]), np.zeros(6, "S3"),
+  ]  # fmt: skip
+  for key in (*arrays(), "edges/user/buys/item/features", "class_names", "nodes/user/labels"):
+    for value in strange:
+      np.savez(tmp_path / "graph.npz", **arrays(**{key: value}))
+      graph, problems = own.inspect(tmp_path / "graph.npz")
+      assert (graph is None) == bool(problems), (key, value)
