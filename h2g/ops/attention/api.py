@@ -16,6 +16,7 @@ from h2g.ops import sharding as sharding_lib
 from h2g.ops.attention import call as call_lib
 from h2g.ops.attention import cudnn
 from h2g.ops.attention import mosaic_gpu
+from h2g.ops.attention import mosaic_tpu
 from h2g.ops.attention import reference
 from h2g.ops.attention import xla
 from h2g.ops.attention.call import AttentionOut
@@ -29,9 +30,10 @@ IMPLEMENTATIONS: Mapping[str, Callable[[Operands, Spec], AttentionOut]] = dict(
   xla=xla.attention,
   cudnn=cudnn.attention,
   mosaic_gpu=mosaic_gpu.attention,
+  mosaic_tpu=mosaic_tpu.attention,
 )
 ORDER: Mapping[str, tuple[str, ...]] = dict(
-  gpu=("cudnn", "mosaic_gpu", "xla"), tpu=("xla",), cpu=("xla",)
+  gpu=("cudnn", "mosaic_gpu", "xla"), tpu=("mosaic_tpu", "xla"), cpu=("xla",)
 )
 
 
