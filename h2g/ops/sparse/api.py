@@ -19,6 +19,7 @@ from h2g.ops import dispatch
 from h2g.ops import masks
 from h2g.ops import sharding as sharding_lib
 from h2g.ops.sparse import mosaic_gpu
+from h2g.ops.sparse import mosaic_tpu
 from h2g.ops.sparse import reference
 from h2g.ops.sparse import tables
 from h2g.ops.sparse import xla
@@ -31,8 +32,11 @@ IMPLEMENTATIONS: Mapping[str, Callable[[Operands, Spec], tuple[Array, Array]]] =
   reference=reference.block_sparse_attention,
   xla=xla.block_sparse_attention,
   mosaic_gpu=mosaic_gpu.block_sparse_attention,
+  mosaic_tpu=mosaic_tpu.block_sparse_attention,
 )
-ORDER: Mapping[str, tuple[str, ...]] = dict(gpu=("mosaic_gpu", "xla"), tpu=("xla",), cpu=("xla",))
+ORDER: Mapping[str, tuple[str, ...]] = dict(
+  gpu=("mosaic_gpu", "xla"), tpu=("mosaic_tpu", "xla"), cpu=("xla",)
+)
 
 
 class SparseOut(NamedTuple):
