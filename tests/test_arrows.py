@@ -23,8 +23,11 @@ ARROWS = {
   "models": ("errors", "ops", "graph", "nn"),
   "train": ("errors",),
   "benchmark": ("errors", "train"),
+  "papers": ("errors", "train"),
   "convert": ("errors", "ops", "graph", "nn", "models"),
-  "experiments": ("errors", "ops", "graph", "nn", "data", "models", "train", "convert"),
+  "experiments": (
+    *("errors", "ops", "graph", "nn", "data", "models", "train", "papers", "convert"),
+  ),
   "configs": (),
 }
 # From outside h2g, a config sees this only: it is read before anything heavy is imported.

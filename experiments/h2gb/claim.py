@@ -1,0 +1,20 @@
+"""H2G-former is above MLP, GCN and HGT on C. elegans roles, each by more than a standard error."""
+
+import numpy as np
+
+from h2g.papers import Finding
+from h2g.papers import Runs
+
+
+def check(runs: Runs) -> list[Finding]:
+  """One finding per baseline."""
+  ours = runs.test("celegans")
+  error = ours.std(ddof=1) / np.sqrt(len(ours))
+  return [
+    Finding.compare(
+      f"H2G-former - {model} - one standard error",
+      ours.mean() - error - runs.mean(f"celegans,model={model}"),
+      at_least=0.0,
+    )
+    for model in ("mlp", "gcn", "hgt")
+  ]

@@ -1,0 +1,114 @@
+"""A claim as findings over trained variants."""
+
+import functools
+import importlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from h2g.errors import InputError
+
+
+class Finding(NamedTuple):
+  """One sentence of a claim.
+
+  statement: what must hold, with its numbers.
+  holds: whether it did.
+  found: what came out.
+  """
+
+  statement: str
+  holds: bool
+  found: str
+
+  @classmethod
+  def compare(cls, name: str, value: float, at_least: float) -> "Finding":
+    """`name` must be at least a number; NaN does not hold."""
+    return cls(f"{name} >= {at_least:.4g}", bool(value >= at_least), f"{value:.4g}")
+
+
+class Runs:
+  """Trains variants of one paper's config, each once, in one work directory."""
+
+  def __init__(self, slug: str, workdir: Path, *, seeds: int | None = None, bar: bool = True):
+    """Nothing is trained yet.
+
+    Args:
+      slug: of the paper.
+      workdir: one folder per variant goes under it; what is finished there is not trained again.
+      seeds: another number of seeds than the config's.
+      bar: progress bars.
+    """
+    self.slug, self.workdir, self._seeds, self._bar = slug, workdir, seeds, bar
+    self._found: dict[str, dict] = {}
+
+  def config(self, variant: str):
+    """The ConfigDict of a variant."""
+    config = module(f"configs.{self.slug}").get_config(variant)
+    if self._seeds:
+      config.num_seeds = self._seeds
+    return config
+
+  def folder(self, variant: str) -> Path:
+    """Where a variant is trained."""
+    return self.workdir / variant.replace("/", "_")
+
+  def results(self, variant: str) -> dict:
+    """What results.json of the variant holds (`test`: the metric of each seed)."""
+    if variant not in self._found:
+      from h2g import train
+
+      config = self.config(variant)
+      experiment = module(f"experiments.{self.slug}.experiment").build(config)
+      self._found[variant] = train.run(experiment, config, self.folder(variant), bar=self._bar)
+    return self._found[variant]
+
+  def restore(self, variant: str):
+    """(experiment, params, rest) of the trained variant, leaves [seeds, ...]."""
+    from h2g import train
+
+    self.results(variant)
+    config = self.config(variant)
+    experiment = module(f"experiments.{self.slug}.experiment").build(config)
+    return experiment, *train.restore_best(experiment, config, self.folder(variant))
+
+  @functools.cache  # noqa: B019  (one object a process)
+  def test(self, variant: str) -> np.ndarray:
+    """[seeds] test metric of a variant."""
+    return np.asarray(self.results(variant)["test"], np.float64)
+
+  def mean(self, variant: str) -> float:
+    """Mean test metric over seeds."""
+    return float(self.test(variant).mean())
+
+  def table(self) -> str:
+    """A line of Markdown per variant trained so far: mean ± standard error."""
+    lines = ["| variant | test | seeds |", "| --- | --- | --- |"]
+    for variant in self._found:
+      values = self.test(variant)
+      error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
+      lines.append(f"| {variant} | {values.mean():.4f} ± {error:.4f} | {len(values)} |")
+    return "\n".join(lines)
+
+
+def check(runs: Runs) -> list[Finding]:
+  """Runs the paper's claim; the findings are also written to workdir/claim.json."""
+  findings = module(f"experiments.{runs.slug}.claim").check(runs)
+  if not findings:
+    raise InputError(f"experiments/{runs.slug}/claim.py found nothing: a claim has sentences")
+  runs.workdir.mkdir(parents=True, exist_ok=True)
+  text = json.dumps([finding._asdict() for finding in findings], indent=2)
+  (runs.workdir / "claim.json").write_text(text + "\n", encoding="utf-8")
+  return findings
+
+
+def module(name: str):
+  """Imports a module of the repository; InputError where there is none."""
+  try:
+    return importlib.import_module(name)
+  except ModuleNotFoundError as error:
+    if error.name and f"{name}.".startswith(f"{error.name}."):
+      raise InputError(f"there is no module {name}: run from the repository") from error
+    raise
