@@ -54,9 +54,8 @@ class ViT(nnx.Module):
     self.patch, self.grid = patch, (height // patch, width // patch)
     init = nnx.initializers.xavier_uniform()
     self.to_tokens = nnx.Linear(patch * patch * channels, dim, kernel_init=init, rngs=rngs)
-    self.class_token = None
-    if class_token:
-      self.class_token = nnx.Param(0.02 * nnx.initializers.normal(1.0)(rngs.params(), (1, 1, dim)))
+    first = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (1, 1, dim)))
+    self.class_token = first if class_token else None
     sines = sincos_2d(*self.grid, dim)
     self.positions = nnx.Param(sines) if learned_positions else nnx.Variable(sines)
     self.blocks = nnx.List(
