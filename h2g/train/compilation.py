@@ -12,14 +12,26 @@ import zlib
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+_ours: str | None = None  # the folder that this module turned on
+
 
 def enable_compilation_cache(where: str) -> None:
   """Turns on JAX's persistent cache; a cache that the user has set up already is left alone.
 
   Args:
-    where: a folder; "auto": $XDG_CACHE_HOME/h2g or ~/.cache/h2g; "": no cache.
+    where: a folder; "auto": $XDG_CACHE_HOME/h2g or ~/.cache/h2g; "": no cache, nor that of an
+      earlier run in this process.
   """
-  if not where or jax.config.jax_compilation_cache_dir:
+  global _ours
+  if jax.config.jax_compilation_cache_dir != _ours:
+    return
+  if not where:
+    if _ours:
+      _ours = None
+      jax.config.update("jax_compilation_cache_dir", None)
+      compilation_cache.reset_cache()
+    return
+  if _ours:
     return
   if where == "auto":
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -33,7 +45,8 @@ def enable_compilation_cache(where: str) -> None:
     return  # no home, or a full one: programs are compiled anew
   # Likewise later: a cache that cannot be read or written costs time, not the run.
   warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
-  jax.config.update("jax_compilation_cache_dir", str(folder))
+  _ours = str(folder)
+  jax.config.update("jax_compilation_cache_dir", _ours)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
   compilation_cache.reset_cache()  # JAX looks for the folder once, at its first compilation
 

@@ -12,15 +12,13 @@ sys.path.insert(0, str(Path(__file__).parent))  # train_problems
 @pytest.fixture(scope="session", autouse=True)
 def cache_home(tmp_path_factory):
   """The cache of compiled programs stands with the tests' other files, and goes with them."""
-  import jax
-  from jax.experimental.compilation_cache import compilation_cache
+  from h2g.train.compilation import enable_compilation_cache
 
   home = tmp_path_factory.mktemp("cache")
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(os.environ, "XDG_CACHE_HOME", str(home))
     yield home
-  jax.config.update("jax_compilation_cache_dir", None)
-  compilation_cache.reset_cache()
+  enable_compilation_cache("")
 
 
 @pytest.fixture(scope="session")
