@@ -29,6 +29,11 @@ class SoftmaxState(NamedTuple):
   total: Array
 
 
+def accumulator_dtype(*arrays: Array):
+  """float64 where any operand is, else float32."""
+  return jnp.float64 if any(x.dtype == jnp.float64 for x in arrays) else jnp.float32
+
+
 def softmax_init(shape: tuple[int, ...], width: int, dtype=jnp.float32) -> SoftmaxState:
   """Nothing seen yet: `shape` is [.., queries], `width` is E."""
   return SoftmaxState(

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 from h2g.ops import dispatch
 from h2g.ops import masks
 from h2g.ops import sharding as sharding_lib
+from h2g.ops import tiles
 from h2g.ops.attention import call as call_lib
 from h2g.ops.attention import cudnn
 from h2g.ops.attention import mosaic_gpu
@@ -119,9 +120,7 @@ def attention(
     mask = masks.as_mask(mask)
     mask.check(batch, heads, num_queries, num_keys)
   if logits_fn is not None:
-    logits_fn, logits_args = _hoist(
-      logits_fn, tuple(logits_args), call_lib.accumulator_dtype(q, k, v)
-    )
+    logits_fn, logits_args = _hoist(logits_fn, tuple(logits_args), tiles.accumulator_dtype(q, k, v))
   spec = Spec(
     scale=float(width**-0.5 if scale is None else scale),
     softcap=None if softcap is None else float(softcap),

@@ -124,11 +124,6 @@ class Operands(NamedTuple):
   origin: Array | None = None
 
 
-def accumulator_dtype(*arrays: Array):
-  """float64 where any operand is, else float32."""
-  return jnp.float64 if any(x.dtype == jnp.float64 for x in arrays) else jnp.float32
-
-
 def globally(tile: Tile, origin: Array | None) -> Indices:
   """The tile's indices with global batch and head numbers, in the order hooks receive them."""
   if origin is None:

@@ -19,7 +19,7 @@ def attention(operands: Operands, spec: Spec) -> AttentionOut:
   q, k, v, bias, mask, sinks, logits_args, seed, origin = operands
   batch, num_queries, heads, _ = q.shape
   num_keys, groups = k.shape[1], heads // k.shape[2]
-  dtype = call_lib.accumulator_dtype(q, k, v)
+  dtype = tiles.accumulator_dtype(q, k, v)
   qx, kx, vx = (x.astype(dtype) for x in (q, k, v))
   kx, vx = (jnp.repeat(x, groups, axis=2) for x in (kx, vx))
   tile = Tile(

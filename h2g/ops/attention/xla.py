@@ -599,7 +599,7 @@ class Scene(NamedTuple):
 
 
 def _scene(operands: Operands, spec: Spec, plan: Plan, group: Group, qkv) -> Scene:
-  dtype = call_lib.accumulator_dtype(operands.q)
+  dtype = tiles.accumulator_dtype(operands.q)
   operand_dtype = operands.q.dtype if plan.on_accelerator else dtype
   q, k, v = qkv
   return Scene(operands, spec, group, q, k, v, dtype, operand_dtype, plan.on_accelerator)
@@ -623,7 +623,7 @@ def _attend(operands: Operands, table, spec: Spec, plan: Plan):
 
 def _forward(operands: Operands, table, spec: Spec, plan: Plan):
   batch, num_queries, num_keys, heads, _, width = _sizes(operands)
-  dtype = call_lib.accumulator_dtype(operands.q)
+  dtype = tiles.accumulator_dtype(operands.q)
 
   def one(group, qkv, shared):
     scene = _scene(operands, spec, plan, group, qkv)

@@ -47,10 +47,5 @@ class Operands(NamedTuple):
   sinks: Array | None = None
 
 
-def accumulator_dtype(*arrays: Array):
-  """float64 where any operand is, else float32."""
-  return jnp.float64 if any(x.dtype == jnp.float64 for x in arrays) else jnp.float32
-
-
 def capped(logits: Array, softcap: float | None) -> Array:
   return logits if softcap is None else softcap * jnp.tanh(logits / softcap)

@@ -7,11 +7,11 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 
-from h2g.ops.cache.call import accumulator_dtype
 from h2g.ops.cache.call import capped
 from h2g.ops.cache.call import Operands
 from h2g.ops.cache.call import Spec
 from h2g.ops.cache.state import gather
+from h2g.ops.tiles import accumulator_dtype
 
 
 def decode_attention(operands: Operands, spec: Spec) -> tuple[Array, Array]:

@@ -26,11 +26,11 @@ import jax.numpy as jnp
 from h2g.ops import dispatch
 from h2g.ops import tiles
 from h2g.ops.cache import reference
-from h2g.ops.cache.call import accumulator_dtype
 from h2g.ops.cache.call import capped
 from h2g.ops.cache.call import Operands
 from h2g.ops.cache.call import Spec
 from h2g.ops.cache.state import gather
+from h2g.ops.tiles import accumulator_dtype
 
 _BLOCK = dict(cpu=512, gpu=16384, tpu=4096)  # rows
 # One core with a copy beside all cores without: the loop wins where it reads less than this share.

@@ -20,8 +20,8 @@ from h2g.ops.linear import mosaic_gpu
 from h2g.ops.linear import mosaic_tpu
 from h2g.ops.linear import reference
 from h2g.ops.linear import xla
-from h2g.ops.linear.call import accumulator_dtype
 from h2g.ops.linear.call import Spec
+from h2g.ops.tiles import accumulator_dtype
 
 # What a function here receives and returns: `call.py`. A kernel joins by adding a line here.
 IMPLEMENTATIONS: Mapping[str, Callable[..., tuple[Array, Array]]] = dict(

@@ -16,8 +16,6 @@ what stands in padding is zero by then (with log decay 0).
 import dataclasses
 from typing import Any
 
-import jax.numpy as jnp
-
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
@@ -32,8 +30,3 @@ class Spec:
   scale: float
   chunk_size: int | None
   out_dtype: Any
-
-
-def accumulator_dtype(*arrays):
-  """float64 where any operand is, else float32."""
-  return jnp.float64 if any(x.dtype == jnp.float64 for x in arrays) else jnp.float32

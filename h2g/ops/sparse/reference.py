@@ -9,10 +9,10 @@ import jax.numpy as jnp
 
 from h2g.ops.masks import Tile
 from h2g.ops.sparse import tables
-from h2g.ops.sparse.call import accumulator_dtype
 from h2g.ops.sparse.call import capped
 from h2g.ops.sparse.call import Operands
 from h2g.ops.sparse.call import Spec
+from h2g.ops.tiles import accumulator_dtype
 
 
 def block_sparse_attention(operands: Operands, spec: Spec) -> tuple[Array, Array]:

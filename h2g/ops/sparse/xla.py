@@ -26,10 +26,10 @@ import numpy as np
 from h2g.ops import dispatch
 from h2g.ops import tiles
 from h2g.ops.masks import Tile
-from h2g.ops.sparse.call import accumulator_dtype
 from h2g.ops.sparse.call import capped
 from h2g.ops.sparse.call import Operands
 from h2g.ops.sparse.call import Spec
+from h2g.ops.tiles import accumulator_dtype
 
 # A CPU wants a slab of logits in its caches, accelerators few large launches.
 _TILE_BYTES = dict(cpu=1 << 20, gpu=256 << 20, tpu=256 << 20)
