@@ -13,7 +13,8 @@ are features: numbers are standardised (empty: missing, with a flag), up to 64 d
 one-hot, more are words, hashed. Columns of edges after source and target are numbers, kept as they
 are. `graph.json` may also list `"relations": ["user.buys.item"]`, so that no other is accepted, and
 `"sha256": {"nodes/item.csv": "..."}`. A .zip or .tar archive holds the same, at its top or in one
-folder. An .npz file holds the arrays that `h2g.graph.save_npz` describes.
+folder. An .npz file holds the arrays that `h2g.graph.save_npz` describes, and a graph larger than
+memory is a folder that `h2g.data.store` wrote.
 
 Objects in memory need no files: `h2g.graph.from_networkx`, `from_pyg` (HeteroData or dictionaries),
 `from_jraph`, or `HeteroGraph.from_arrays`; `h2g.graph.save_npz` keeps them.
@@ -32,6 +33,7 @@ import numpy as np
 
 from h2g.data import encode
 from h2g.data import files as shared
+from h2g.data import store
 from h2g.errors import InputError
 from h2g.graph import HeteroGraph
 from h2g.graph import io as graph_io
@@ -63,6 +65,8 @@ def load(path: str | Path) -> HeteroGraph:
     InputError: the first problem, and how many more there are.
   """
   path = Path(path).expanduser()
+  if store.is_store(path):
+    return store.load(path)
   if not (path.is_dir() or path.name.endswith(ARCHIVES)):
     return graph_io.load_npz(path)
   graph, problems = inspect(path)
@@ -76,6 +80,9 @@ def inspect(path: str | Path) -> Inspection:
   """Reads a graph and collects everything that is wrong with it."""
   path, problems = Path(path).expanduser(), []
   try:
+    if store.is_store(path):
+      store.verify(path)
+      return Inspection(store.load(path), ())
     if path.is_dir() or path.name.endswith(ARCHIVES):
       parts = _from_folder(_Folder(path), problems.append)
     else:
