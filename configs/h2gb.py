@@ -109,6 +109,12 @@ PUBLISHED_LR = {
   "lsgnn": 1e-3,
   "glognn": 5e-3,
 }
+# h2g_former on several devices: what reads the hidden rows is split by inputs over fsdp and by
+# outputs over tensor, what writes them the other way round.
+RULES = (
+  (r"layers/\d+/(attention/qkv|ffn/up)/kernel", (None, "fsdp", "tensor")),
+  (r"layers/\d+/(attention/out|ffn/down)/kernel", (None, "tensor", "fsdp")),
+)
 # Models that read another graph than the whole one, unless `view=` says which.
 VIEWS = {"h2gcn": "strict_2hop"}
 # What `python -m h2g.benchmark` runs: real graphs, and each model as one or more variants.
@@ -166,6 +172,7 @@ def get_config(variant: str = "celegans") -> ConfigDict:
     clip_norm=1.0,
   )
   config.experiment = "h2gb"
+  config.sharding_rules = RULES if options["model"] == "h2g_former" else ()
   config.metric = datasets.METRICS.get(dataset, "accuracy")
   config.num_seeds = 10
   config.data = ConfigDict(

@@ -110,6 +110,7 @@ def build(config) -> Experiment:
     evaluate=evaluate,
     summarise=functools.partial(summarise, metric=config.metric),
     select="val/selection",
+    rows=bool(config.sample.method),
     report=functools.partial(report, class_names=graph.schema.class_names),
   )
 

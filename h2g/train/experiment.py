@@ -43,6 +43,11 @@ class Experiment:
   select: name of the summary that chooses the best step; None: `val/<metric>`. For a metric with
     many ties, such as accuracy on few nodes, one that breaks them.
   maximise: False where a smaller value of it is better (a loss, an error).
+  rows: whether the leaves of a streamed `Batch.own` are [S, B, ...] with B independent examples
+    over which the loss is a mean: then they are split over the mesh, and gradients may be
+    accumulated.
+  unit, units_per_step: what speed is counted in, and how many of it a step of one seed reads.
+  flops_per_step: multiply-adds times two of the model in a step of one seed, forward and backward.
   """
 
   dataset: str
@@ -57,6 +62,10 @@ class Experiment:
   report: Callable[[list[Any], Path], None] | None = None
   select: str | None = None
   maximise: bool = True
+  rows: bool = False
+  unit: str = "steps"
+  units_per_step: float = 1.0
+  flops_per_step: float | None = None
 
   @property
   def selection(self) -> str:

@@ -91,7 +91,7 @@ def restore_best(experiment: Experiment, config, workdir: str | Path):
   parts = []
   for seeds in settings.groups:
     layout = Layout(mesh, seeds)
-    programs = Programs(experiment, make_optimizer(settings), layout, length=1)
+    programs = make_programs(experiment, settings, layout)
     if not _checkpoint_folder(folder, seeds).is_dir():
       raise InputError(f"{folder.path} holds no checkpoint of seeds {seeds}: train first")
     with _checkpoints(folder, layout, programs) as checkpoints:
@@ -101,6 +101,18 @@ def restore_best(experiment: Experiment, config, workdir: str | Path):
     parts.append(best)
   best = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
   return best.params, best.rest
+
+
+def make_programs(experiment: Experiment, settings: Settings, layout: Layout) -> Programs:
+  """The programs that the settings ask for."""
+  return Programs(
+      experiment,
+      make_optimizer(settings),
+      layout,
+      length=settings.steps_per_call,
+      accumulate=settings.accumulate,
+      compute_dtype=settings.compute_dtype,
+  )
 
 
 class Trainer:
@@ -118,9 +130,7 @@ class Trainer:
     self._experiment, self._settings, self._folder = experiment, settings, folder
     self._mesh, self._interruption, self._bar = mesh, interruption, bar
     # Groups have one size, so the programs of the first serve all.
-    layout = Layout(mesh, settings.groups[0], settings.rules)
-    optimizer = make_optimizer(settings)
-    self._programs = Programs(experiment, optimizer, layout, length=settings.steps_per_call)
+    self._programs = make_programs(experiment, settings, self._layout(settings.groups[0]))
     self._found: list[SeedResult] = []
     self._compiled: set[str] = set()
     self._seconds = 0.0
@@ -128,7 +138,7 @@ class Trainer:
 
   def train(self, seeds: tuple[int, ...]) -> None:
     """Trains one group to its last step, or finds it there, and keeps its results."""
-    layout = Layout(self._mesh, seeds, self._settings.rules)
+    layout = self._layout(seeds)
     if self._interruption.received is not None:
       raise self._interruption.preempted(f"stopped before seed {seeds[0]}")
     # What cannot be read has written nothing yet.
@@ -256,6 +266,9 @@ class Trainer:
       folder.write("results.json", value)
     say(f"{summary(value)} -> {folder.path / 'results.json'}")
     return value
+
+  def _layout(self, seeds: tuple[int, ...]) -> Layout:
+    return Layout(self._mesh, seeds, self._settings.rules, self._experiment.rows)
 
   def _which(self, seeds: tuple[int, ...]) -> str:
     return f" seed {seeds[0]}" if len(self._settings.groups) > 1 else ""

@@ -11,6 +11,7 @@ from h2g.errors import InputError
 OPTIMIZERS = ("adamw", "adam", "lion", "sgd")
 SCHEDULES = ("cosine", "constant", "linear")
 DECAYS = ("matrices", "all")
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +29,15 @@ class Settings:
     zero at the last step; warmup: steps from zero to the peak; weight_decay: decoupled, times the
     learning rate; decay: which parameters decay, "matrices" (two axes or more) or "all"; momentum:
     of sgd; clip_norm: largest global norm of the gradient of a seed, 0 leaves it.
+  config.train.accumulate: parts of a streamed batch whose gradients are summed one after the other.
+  config.train.compute_dtype: one of DTYPES, of parameters and float inputs inside the loss;
+    parameters, gradients and optimiser state stay float32.
   config.train.prefetch: batches of a stream that wait ready on the device.
   config.train.compilation_cache: folder of compiled programs kept between runs; "auto" is
     $XDG_CACHE_HOME/h2g or ~/.cache/h2g, "" turns it off.
   config.mesh.data, config.mesh.fsdp, config.mesh.tensor: devices along each axis; one may be -1,
-    the rest of the devices. Seeds that train together are spread over `data`.
+    the rest of the devices. Seeds that train together are spread over `data`; a single seed's
+    streamed examples over `data` and `fsdp`.
   config.sharding_rules: ordered (pattern, axes) pairs: the first pattern found in a parameter's
     path (`blocks/0/kernel`) says along which mesh axis each of its array axes is split (None: not).
   """
@@ -51,6 +56,8 @@ class Settings:
   decay: str = "matrices"
   momentum: float = 0.9
   clip_norm: float = 0.0
+  accumulate: int = 1
+  compute_dtype: str = "float32"
   prefetch: int = 2
   compilation_cache: str = "auto"
   seeds: tuple[int, ...] = (0,)
@@ -86,13 +93,14 @@ class Settings:
         )
     values |= dict(seeds=tuple(range(first, first + count)), mesh=tuple(mesh.items()), rules=rules)
     settings = cls(**values)
-    for name in ("steps", "eval_every", "log_every", "steps_per_call", "prefetch"):
+    for name in ("steps", "eval_every", "log_every", "steps_per_call", "prefetch", "accumulate"):
       value = getattr(settings, name)
       _require(value >= 1, f"config.train.{name}", value, "use a number >= 1")
     for name in ("checkpoint_every", "warmup", "weight_decay", "clip_norm", "lr"):
       value = getattr(settings, name)
       _require(value >= 0, f"config.train.{name}", value, "use a number >= 0")
     choices = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "decay": DECAYS}
+    choices["compute_dtype"] = DTYPES
     for name, names in choices.items():
       value, remedy = getattr(settings, name), f"choose from {', '.join(names)}"
       _require(value in names, f"config.train.{name}", repr(value), remedy)

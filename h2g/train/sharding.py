@@ -16,6 +16,7 @@ from h2g.errors import InputError
 from h2g.train.experiment import Batch
 
 SEEDS = "data"  # seeds that train together are spread over this mesh axis
+ROWS = ("data", "fsdp")  # examples are spread over these, where they hold no seeds
 
 
 def make_mesh(axes: tuple[tuple[str, int], ...]) -> Mesh:
@@ -46,11 +47,13 @@ class Layout:
   """How a group of seeds lies on a mesh.
 
   seeds: the group's seeds. rules: ordered (pattern, axes) pairs, see `Settings`.
+  rows: whether streamed leaves are [S, B, ...] of B examples, see `Experiment`.
   """
 
   mesh: Mesh
   seeds: tuple[int, ...]
   rules: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
+  rows: bool = False
 
   @property
   def seeds_axis(self) -> str | None:
@@ -101,7 +104,11 @@ class Layout:
     return state, best._replace(params=state.params, rest=state.rest)
 
   def place(self, batch: Batch) -> Batch:
-    """The host's batch as global arrays: `own` split over seeds, `shared` whole on every device."""
+    """The host's batch as global arrays: `own` split over seeds, `shared` whole on every device.
+
+    Examples of one seed are split over the axes that do not hold seeds, as far as these divide
+    their number. Every process of a job gives the same batch and puts its part on its devices.
+    """
     for path, leaf in _paths(batch.own):
       if np.ndim(leaf) < 1 or np.shape(leaf)[0] != len(self.padded):
         raise InputError(
@@ -110,9 +117,23 @@ class Layout:
         )
     shardings = Batch(
         shared=jax.tree.map(lambda _: self.replicated, batch.shared),
-        own=jax.tree.map(lambda _: self.named(), batch.own),
+        own=jax.tree.map(lambda leaf: self.named(*self._row_axes(leaf)), batch.own),
     )
-    return jax.device_put(batch, shardings)
+    if jax.process_count() == 1:
+      return jax.device_put(batch, shardings)
+    return jax.tree.map(_from_host, batch, shardings)
+
+  def _row_axes(self, leaf) -> tuple:
+    """Mesh axes of the axes after S of a leaf of `Batch.own`."""
+    if not self.rows or np.ndim(leaf) < 2:
+      return ()
+    axes, left = [], np.shape(leaf)[1]
+    for axis in ROWS:
+      size = self.mesh.shape[axis]
+      if size > 1 and axis != self.seeds_axis and left % size == 0:
+        axes.append(axis)
+        left //= size
+    return (tuple(axes),) if axes else ()
 
   def _axes(self, path: str, leaf) -> tuple[str | None, ...]:
     """Mesh axes of one parameter [S, ...] by the first rule that matches, checked."""
@@ -142,6 +163,14 @@ class Layout:
 
   def _struct(self, leaf, axes) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.named(*axes))
+
+
+def _from_host(leaf, sharding: NamedSharding) -> jax.Array:
+  """A global array whose parts on this process's devices are cut from its own copy."""
+  if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    return jax.device_put(leaf, sharding)
+  leaf = np.asarray(leaf)
+  return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
 
 def _paths(tree: Any) -> list[tuple[str, Any]]:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from h2g.errors import InputError
 from h2g.train.experiment import Batch
 from h2g.train.experiment import Experiment
 from h2g.train.sharding import Layout
@@ -57,10 +58,24 @@ class Programs:
       layout: Layout,
       *,
       length: int,
+      accumulate: int = 1,
+      compute_dtype: str = "float32",
   ):
-    """length: most steps of one call of `steps`."""
+    """length: most steps of one call of `steps`. accumulate, compute_dtype: see `Settings`."""
     self.compiled: set[str] = set()
     over_seeds = functools.partial(_over_seeds, layout=layout)
+    low = functools.partial(_lowered, dtype=jnp.dtype(compute_dtype))
+
+    def loss(params, rest, batch: Batch, key: Array):
+      value, aux = experiment.loss(low(params), rest, low(batch), key)
+      return value.astype(jnp.float32), aux
+
+    gradients = _accumulated(jax.value_and_grad(loss, has_aux=True), accumulate)
+    if accumulate > 1 and not experiment.rows:
+      raise InputError(
+          f"config.train.accumulate={accumulate}: the batches of {experiment.model} have no rows "
+          "of examples to take in parts; use 1"
+      )
 
     def create(keys: Array) -> tuple[State, Best]:
       def one_seed(key):
@@ -74,8 +89,7 @@ class Programs:
     def step_once(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
       def one_seed(params, rest, opt_state, key_data, own):
         key = jax.random.fold_in(jax.random.wrap_key_data(key_data), state.step)
-        gradient = jax.value_and_grad(experiment.loss, has_aux=True)
-        (loss, (rest, metrics)), grads = gradient(params, rest, Batch(batch.shared, own), key)
+        (loss, (rest, metrics)), grads = gradients(params, rest, Batch(batch.shared, own), key)
         # optax mixes dtypes in its own arithmetic, which a caller's strict rules would refuse.
         with jax.numpy_dtype_promotion("standard"):
           updates, opt_state = optimizer.update(grads, opt_state, params)
@@ -114,7 +128,7 @@ class Programs:
       self.compiled.add(_name("eval", batch))
 
       def one_seed(params, rest, own):
-        return experiment.evaluate(params, rest, Batch(batch.shared, own))
+        return experiment.evaluate(low(params), rest, low(Batch(batch.shared, own)))
 
       return over_seeds(one_seed)(params, rest, batch.own)
 
@@ -153,6 +167,42 @@ def _over_seeds(function: Callable, *, layout: Layout) -> Callable:
     return jax.tree.map(lambda leaf: jnp.expand_dims(leaf, 0), out)
 
   return single
+
+
+def _lowered(tree, *, dtype):
+  """float32 leaves in the dtype that computes."""
+  if dtype == jnp.float32:
+    return tree
+  return jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x, tree)
+
+
+def _accumulated(gradients: Callable, parts: int) -> Callable:
+  """`gradients` of the mean over `parts` of the batch's rows, one part after the other."""
+  if parts == 1:
+    return gradients
+
+  def cut(leaf):  # Part i holds rows i, i + parts, ...: each device goes on with rows that it has.
+    if leaf.shape[0] % parts:
+      raise InputError(
+          f"config.train.accumulate={parts} does not divide the {leaf.shape[0]} examples of a batch"
+      )
+    return jnp.moveaxis(leaf.reshape(-1, parts, *leaf.shape[1:]), 1, 0)
+
+  def accumulated(params, rest, batch: Batch, key: Array):
+    def one(carry, part):
+      rest, total = carry
+      own, i = part
+      key_i = jax.random.fold_in(key, i)
+      (loss, (rest, metrics)), grads = gradients(params, rest, Batch(batch.shared, own), key_i)
+      return (rest, jax.tree.map(jnp.add, total, grads)), (loss, metrics)
+
+    start = (rest, jax.tree.map(jnp.zeros_like, params))
+    own = jax.tree.map(cut, batch.own)
+    (rest, total), told = jax.lax.scan(one, start, (own, jnp.arange(parts)))
+    loss, metrics = jax.tree.map(lambda x: x.mean(0), told)
+    return (loss, (rest, metrics)), jax.tree.map(lambda x: x / parts, total)
+
+  return accumulated
 
 
 def _norm(tree) -> Array:
