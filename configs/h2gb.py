@@ -61,6 +61,8 @@ MODELS = {
   "linkx": {"dim": 64, "num_layers": 1, "dropout_rate": 0.5},
   "lsgnn": {"dim": 64, "num_layers": 2, "num_steps": 3, "dropout_rate": 0.5},
   "glognn": {"dim": 64, "dropout_rate": 0.5},
+  # Transformers; not tuned.
+  "polyformer": {"dim": 64, "num_layers": 2, "num_heads": 8, "hops": 3, "dropout_rate": 0.2},
 }
 # What most of the nine official settings of a model say (gpr_gnn and h2gcn have none: the papers').
 PUBLISHED = {
@@ -89,6 +91,7 @@ PUBLISHED = {
     "dropout_rate": 0.2,
     "typed_input": True,  # its one published setting reads a map per type
   },
+  "polyformer": {"dim": 256, "num_layers": 3, "num_heads": 8, "hops": 1, "dropout_rate": 0.2},
 }
 # Peak learning rates, likewise; 5e-4 for the others.
 PUBLISHED_LR = {
@@ -108,6 +111,7 @@ PUBLISHED_LR = {
   "linkx": 1e-3,
   "lsgnn": 1e-3,
   "glognn": 5e-3,
+  "polyformer": 1e-3,
 }
 # h2g_former on several devices: what reads the hidden rows is split by inputs over fsdp and by
 # outputs over tensor, what writes them the other way round.
@@ -232,4 +236,11 @@ def get_config(variant: str = "celegans") -> ConfigDict:
     config.sample.update(fanouts=(256,) * 4, batch_size=32, subgraphs=32, eval_batches=256)
     config.data.update(similar=0, degree_encoding=False, spectral_encoding=0, symmetric=())
     config.labels.smoothing = 0.0
+    if options["model"] == "h2g_former":
+      config.model.update(datasets.H2G_FORMER.get(dataset, {}))
+      config.train.lr = datasets.H2G_FORMER_LR.get(dataset, lr)
+  if name in ("sampled", "full") and dataset in datasets.FANOUTS:
+    with config.sample.ignore_type():  # one tuple, or one per node type
+      config.sample.fanouts = datasets.FANOUTS[dataset]
+    config.sample.subgraphs = datasets.SUBGRAPHS.get(dataset, config.sample.subgraphs)
   return config

@@ -27,4 +27,6 @@ MODELS = {
   "linkx": models.LINKX,
   "lsgnn": models.LSGNN,
   "glognn": models.GloGNN,
+  # Transformers.
+  "polyformer": models.PolyFormer,
 }

@@ -11,7 +11,7 @@ from h2g.graph import Schema
 from h2g.models.homogeneous import input_map
 from h2g.nn import dropout
 from h2g.nn import split
-from h2g.nn.conv import propagate
+from h2g.nn.tokens import monomials
 from h2g.ops.attention import attention
 
 
@@ -94,11 +94,8 @@ class NAGphormer(nnx.Module):
     """Returns logits [N_target, num_classes]; `visible` is ignored."""
     del visible
     begin, end = graph.target_rows
-    h, tokens = self.encoder(graph), []
-    for hop in range(self.hops + 1):
-      h = propagate(h, graph) if hop else h
-      tokens.append(h[begin:end])
-    x = jnp.stack(tokens, axis=1)
+    tokens = monomials(self.encoder(graph), graph, self.hops)
+    x = jnp.stack([token[begin:end] for token in tokens], axis=1)
     for layer, layer_key in zip(self.layers, split(key, len(self.layers))):
       x = layer(x, key=layer_key)
     x = self.norm(x)
