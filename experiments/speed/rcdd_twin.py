@@ -6,12 +6,12 @@
   --scale     share of 13,806,619 nodes and 157,814,864 edges
   --width     features per node
   --batches   HGT samples to draw: 32 seeds, 256 nodes per type in each of 4 iterations
-  --keep      leave the store there
+  --keep      leave the store there; one that was there before is left anyway
 
 Seven node and seven edge types, two classes, in-degrees of a power law (exponent 2.5), a few hubs
 with far more. How the published totals spread over the types is not published: these shares are
 made up. `resident` is the peak of the phase as the kernel counts it, pages of mapped files
-included; `own` is what is not of files at its end.
+included (a sampler gives them back at 2 GiB); `own` is what is not of files at its end.
 """
 
 import argparse
@@ -54,6 +54,7 @@ def main(argv: list[str]) -> int:
   parser.add_argument("--keep", action="store_true")
   options = parser.parse_args(argv)
   path = Path(options.path)
+  keep = options.keep or path.exists()  # what was there before stays
   try:
     if not path.exists():
       measured("build", lambda: build(path, scale=options.scale, width=options.width))
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> int:
     print(f"error: {error}", file=sys.stderr)
     return 2
   finally:
-    if not options.keep:
+    if not keep:
       shutil.rmtree(path, ignore_errors=True)
   return 0
 

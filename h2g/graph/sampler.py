@@ -21,6 +21,7 @@ from h2g.graph.graph import EdgeSet
 from h2g.graph.graph import EdgeType
 from h2g.graph.graph import HeteroGraph
 from h2g.graph.graph import NodeSet
+from h2g.graph.mapped import Maps
 
 UNSEEN = -1  # in a lookup table; k >= 0 is "sampled, local row k", -2 - k is "candidate number k"
 
@@ -68,6 +69,9 @@ class Sampler:
       for name, nodes in graph.nodes.items()
     }
     self._splits = {name: np.asarray(mask) for name, mask in graph.splits.items()}
+    fields = [array for fields in self._node_fields.values() for array in fields.values()]
+    edges = [array for arrays in self._edges.values() for array in arrays]
+    self._maps = Maps([*fields, *edges, *self._edge_features.values()])
     self._local = threading.local()
 
   def __reduce__(self):
@@ -240,6 +244,7 @@ class Sampler:
       )
     rows = tables.rows(self.graph.schema.target)
     splits = {name: mask[rows] for name, mask in self._splits.items()}
+    self._maps.trim()
     return HeteroGraph(nodes, edges, splits, None, self.graph.schema)
 
   def _checked_seeds(self, seeds) -> np.ndarray:

@@ -11,6 +11,7 @@ from h2g.data import own
 from h2g.data import store
 from h2g.errors import InputError
 from h2g.graph import HeteroGraph
+from h2g.graph import mapped as mapped_pages
 from h2g.graph.sampler import Sampler
 
 
@@ -89,6 +90,17 @@ def test_maps_are_sampled_as_arrays_in_memory(tmp_path):
     for name in one.edges:
       np.testing.assert_array_equal(one.edges[name].senders, other.edges[name].senders)
       np.testing.assert_array_equal(one.edges[name].features, other.edges[name].features)
+
+
+def test_pages_that_were_read_are_given_back(tmp_path):
+  store.save(graph(), tmp_path / "g.store")
+  mapped = store.load(tmp_path / "g.store")
+  features = mapped.nodes["item"].features
+  before = features.copy()
+  assert mapped_pages.Maps([np.asarray(features)]).trim(0) == mapped_pages.STATM.exists()
+  np.testing.assert_array_equal(features, before)
+  assert not mapped_pages.Maps([features]).trim(1 << 60)
+  assert not mapped_pages.Maps([before, None]).trim(0)
 
 
 def test_a_symmetric_relation_holds_each_edge_once_in_both_directions(tmp_path):
