@@ -176,12 +176,12 @@ def summarise(stats, *, metric: str) -> dict[str, float]:
 def batches(graph: HeteroGraph, config):
   """(train_batches, eval_batches): the resident whole graph, or streams of sampled subgraphs."""
   splits = data.splitter(graph, config.data.split)
-  whole = graph.with_incoming()
+  whole = functools.cache(graph.with_incoming)  # not at all where only samples are read
 
   def resident(seeds: tuple[int, ...]) -> Batch:
     masks = [splits(seed=seed) for seed in seeds]
     own = {name: np.stack([mask[name] for mask in masks]) for name in ("train", "val", "test")}
-    return Batch(shared=whole, own=Task(**own))
+    return Batch(shared=whole(), own=Task(**own))
 
   if not config.sample.method:
     return resident, resident

@@ -25,8 +25,9 @@ class SampledBatches:
     graph: the whole graph, on the host.
     splits: `splits(seed=) -> {"train", "val", "test"}` masks.
     config: `method` "hgt" or "neighbor"; `fanouts`, nodes drawn per type and iteration (hgt) or
-      neighbours per relation and hop; `batch_size` seed nodes per subgraph; `subgraphs` per step,
-      over which the loss is averaged; `max_buckets` shapes; `eval_batches` at most (0: all nodes).
+      neighbours per relation and hop, for all alike or {type: ...}; `batch_size` seed nodes per
+      subgraph; `subgraphs` per step, over which the loss is averaged; `max_buckets` shapes;
+      `eval_batches` at most (0: all nodes).
   """
 
   def __init__(self, graph: HeteroGraph, splits: Callable[..., dict[str, np.ndarray]], config):
@@ -91,7 +92,9 @@ class SampledBatches:
 
   def _sample(self, sampler: Sampler, nodes: np.ndarray, rng: np.random.Generator) -> HeteroGraph:
     draw = sampler.hgt if self._config.method == "hgt" else sampler.neighbor
-    return draw(nodes, list(self._config.fanouts), rng)
+    fanouts = self._config.fanouts
+    fanouts = dict(fanouts.items()) if hasattr(fanouts, "items") else list(fanouts)
+    return draw(nodes, fanouts, rng)
 
   def _stack(
     self, sampled: list[tuple[HeteroGraph, int]], num_seeds: int
