@@ -12,8 +12,10 @@ from torch_writer import Call
 from torch_writer import frame
 from torch_writer import Global
 
+from configs import datasets
 from configs.h2gb import get_config
 from h2g import data
+from h2g.data import convert
 from h2g.data import download
 from h2g.data import h_pokec
 from h2g.data import ieee_cis
@@ -23,6 +25,7 @@ from h2g.data import pdns
 from h2g.data import published
 from h2g.data import rcdd
 from h2g.data import store
+from h2g.data.stream import SampledBatches
 from h2g.errors import InputError
 
 
@@ -527,3 +530,27 @@ def test_links_twins_and_flipped_bits_in_an_archive(tmp_path):
   with pytest.raises(InputError, match=r"nodes\.csv cannot be read \(Bad CRC"):
     data.load("rcdd", data_dir=str(tmp_path))
   assert [path.name for path in tmp_path.iterdir()] == [rcdd.ARCHIVE]
+
+
+def test_the_command_line_converts_and_says_what_is_missing(tmp_path, capsys):
+  place = zipped(tmp_path, rcdd.ARCHIVE, RCDD)
+  assert convert.main(["convert", "rcdd", "--data_dir", place]) == 0
+  assert "labels of item: normal 3, risk 3" in capsys.readouterr().out
+  assert store.is_store(tmp_path / "rcdd.store")
+  assert convert.main(["convert", "oag-cs", f"--data_dir={place}"]) == 2
+  error = capsys.readouterr().err
+  assert oag.FILES["cs"] in error and error.startswith("error: https://huggingface.co/")
+  assert convert.main(["convert", "celegans"]) == 2
+  assert "give one name of ogbn_mag" in capsys.readouterr().err
+  assert convert.main(["convert", "--help"]) == 0
+  assert set(convert.NAMES) == set(datasets.PUBLISHED)
+
+
+def test_one_fan_out_per_node_type_is_sampled(tmp_path):
+  config = get_config(f"sampled,dataset=h_pokec,data_dir={folder(tmp_path, POKEC)}")
+  graph = data.prepare(config.data)
+  assert ("music", "rev_lists", "user") in graph.edges and graph.splits["train"].any()
+  config.sample.batch_size = 2
+  splits = data.splitter(graph, config.data.split)
+  drawn, seeds = SampledBatches(graph, splits, config.sample).evaluation((0,))[0]
+  assert seeds.sum() == 2 and drawn.schema == graph.schema
