@@ -63,6 +63,7 @@ MODELS = {
   "glognn": {"dim": 64, "dropout_rate": 0.5},
   # Transformers; not tuned.
   "polyformer": {"dim": 64, "num_layers": 2, "num_heads": 8, "hops": 3, "dropout_rate": 0.2},
+  "goat": {"dim": 64, "num_heads": 8, "num_centroids": 64, "decay": 0.9, "dropout_rate": 0.5},
 }
 # What most of the nine official settings of a model say (gpr_gnn and h2gcn have none: the papers').
 PUBLISHED = {
@@ -92,6 +93,14 @@ PUBLISHED = {
     "typed_input": True,  # its one published setting reads a map per type
   },
   "polyformer": {"dim": 256, "num_layers": 3, "num_heads": 8, "hops": 1, "dropout_rate": 0.2},
+  "goat": {
+    "dim": 128,
+    "num_heads": 8,
+    "head_dim": 128,
+    "num_centroids": 4096,
+    "decay": 0.99,
+    "dropout_rate": 0.2,
+  },
 }
 # Peak learning rates, likewise; 5e-4 for the others.
 PUBLISHED_LR = {

@@ -24,6 +24,7 @@ from h2g.errors import InputError
 from h2g.graph import HeteroGraph
 from h2g.nn.encoders import split_labels
 from h2g.nn.pure import pure
+from h2g.nn.pure import rest_of
 from h2g.train import Batch
 from h2g.train import Experiment
 
@@ -62,16 +63,15 @@ def build(config) -> Experiment:
     labels = graph.target_labels
     value = cross_entropy(logits, labels, counted, config.labels.smoothing)
     hits = jnp.sum(counted & (logits.argmax(-1) == labels), dtype=jnp.float32) / how_many(counted)
-    return value, {"train_accuracy": hits}
+    return value, (rest_of(module), {"train_accuracy": hits})
 
   def loss(params, rest, batch: Batch, key: Array):
     if batch.own.graph is None:
-      value, metrics = loss_of_one(params, rest, batch.shared, batch.own, key)
-    else:  # A step averages over several sampled subgraphs, the leading axis of `own`.
-      keys = jax.random.split(key, batch.own.train.shape[0])
-      one = functools.partial(loss_of_one, params, rest, None)
-      value, metrics = jax.tree.map(jnp.mean, jax.vmap(one)(batch.own, keys))
-    return value, (rest, metrics)
+      return loss_of_one(params, rest, batch.shared, batch.own, key)
+    # A step averages over several sampled subgraphs, the leading axis of `own`.
+    keys = jax.random.split(key, batch.own.train.shape[0])
+    one = functools.partial(loss_of_one, params, rest, None)
+    return jax.tree.map(lambda x: x.mean(0), jax.vmap(one)(batch.own, keys))
 
   def evaluate_one(params, rest, shared, task: Task):
     graph = shared if task.graph is None else task.graph

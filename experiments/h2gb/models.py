@@ -29,4 +29,5 @@ MODELS = {
   "glognn": models.GloGNN,
   # Transformers.
   "polyformer": models.PolyFormer,
+  "goat": models.GOAT,
 }

@@ -206,6 +206,11 @@ class HeteroGraph(_Replace):
     return self.rows(self.schema.target)
 
   @property
+  def row_mask(self) -> Array:
+    """[N] bool, False for padded rows."""
+    return jnp.concatenate([self.nodes[name].mask for name in self.schema.node_types])
+
+  @property
   def target_labels(self) -> Array:
     """[N_target] int32, -1 unlabelled."""
     return self.nodes[self.schema.target].labels

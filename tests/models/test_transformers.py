@@ -1,11 +1,16 @@
 """Transformers over nodes: logits against dense float64 matrices."""
 
+from flax import nnx
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from h2g import models
+from h2g.models.goat import Codebook
 from h2g.nn.tokens import chebyshev
 from h2g.nn.tokens import monomials
+from tests.models.test_homogeneous import A
 from tests.models.test_homogeneous import encoded
 from tests.models.test_homogeneous import gelu
 from tests.models.test_homogeneous import GRAPH
@@ -15,6 +20,7 @@ from tests.models.test_homogeneous import norm
 from tests.models.test_homogeneous import relu
 from tests.models.test_homogeneous import run
 from tests.models.test_homogeneous import S
+from tests.models.test_homogeneous import T
 from tests.models.test_homogeneous import value
 
 
@@ -50,3 +56,72 @@ def dense_polyformer(m):
 def test_polyformer_filters_each_nodes_polynomial_tokens(basis):
   module = made(models.PolyFormer, dim=8, num_layers=2, num_heads=2, hops=3, basis=basis)
   np.testing.assert_allclose(run(module, GRAPH), dense_polyformer(module), atol=1e-4, rtol=1e-4)
+
+
+def dense_goat(m):
+  x = encoded(m)
+  h = linear(m.in_linear, relu(norm(m.in_norm, x)))
+  p = norm(m.project_norm, linear(m.project, h))
+  q, k, v = np.split(linear(m.qkv, h), 3, axis=1)
+  size = np.maximum(value(m.codebook.counts), 1e-6)
+  centroids = value(m.codebook.sums) / size[:, None]
+  far_q = linear(m.query, p)
+  far_k, far_v = np.split(linear(m.key_value, centroids), 2, axis=1)
+  width = q.shape[1] // m.num_heads
+  local, far = np.zeros_like(q), np.zeros_like(q)
+  for head in range(m.num_heads):
+    at = slice(head * width, (head + 1) * width)
+    own, near = value(m.hop_bias)[:, head]
+    score = np.exp(q[:, at] @ k[:, at].T / np.sqrt(width))
+    weights = A * score * np.exp(near) / np.maximum(A.sum(1, keepdims=True), 1)
+    weights += np.eye(len(A)) * score * np.exp(own)
+    local[:, at] = weights @ v[:, at] / weights.sum(1, keepdims=True)
+    weights = np.exp(far_q[:, at] @ far_k[:, at].T / np.sqrt(width)) * size
+    far[:, at] = weights @ far_v[:, at] / weights.sum(1, keepdims=True)
+  out = np.concatenate([local, far], 1)
+  out = relu(norm(m.up_norm, linear(m.up, out)))
+  return linear(m.head, relu(norm(m.down_norm, linear(m.down, out))))[T]
+
+
+def test_goat_attends_to_neighbours_and_codebook():
+  module = made(models.GOAT, dim=8, num_heads=2, head_dim=3, num_centroids=5)
+  np.testing.assert_allclose(run(module, GRAPH), dense_goat(module), atol=1e-4, rtol=1e-4)
+
+
+def test_goats_codebook_follows_the_rows():
+  """A key trains it: after the first update its moving averages are those of a k-means step."""
+  rows = np.repeat(np.random.default_rng(0).normal(size=(3, 4)), 20, axis=0).astype(np.float32)
+  real = np.arange(60) < 57
+  rows[57:] = np.nan
+  book = Codebook(6, 4, decay=0.5, rngs=nnx.Rngs(0))
+
+  @jax.jit
+  def update(state, key):
+    book = nnx.merge(structure, state)
+    book.update(jnp.asarray(rows), jnp.asarray(real), key)
+    return nnx.state(book)
+
+  structure, state = nnx.split(book)
+  for step in range(40):
+    state = update(state, jax.random.key(step))
+  counts, sums = np.asarray(state["counts"][...]), np.asarray(state["sums"][...])
+  assert counts.sum() == pytest.approx(57, rel=1e-3)
+  used = counts > 1e-3
+  assert used.any()
+  # Every row's nearest centroid is the mean of its cell; cells are whole groups of equal rows.
+  centroids, log_counts = nnx.merge(structure, state).centroids()
+  distance = np.linalg.norm(rows[:57, None] - np.asarray(centroids)[None], axis=-1)
+  near = distance.argmin(1)
+  for cell in np.flatnonzero(used):
+    np.testing.assert_allclose(centroids[cell], rows[:57][near == cell].mean(0), atol=1e-4)
+    np.testing.assert_allclose(np.exp(log_counts[cell]), (near == cell).sum(), rtol=1e-3)
+  np.testing.assert_allclose(sums[used], np.asarray(centroids)[used] * counts[used][:, None], 1e-4)
+
+
+def test_only_training_moves_goats_codebook():
+  graph = GRAPH.with_incoming()
+  module = models.GOAT(graph.schema, dim=8, num_heads=2, num_centroids=4, rngs=nnx.Rngs(0))
+  module(graph)
+  assert float(module.codebook.started[...]) == 0
+  module(graph, key=jax.random.key(0))
+  assert float(module.codebook.started[...]) == 1
