@@ -6,10 +6,15 @@
   --workdir DIR           where everything goes; the same command again goes on, or says it is done
   --config.x.y=value      another value for one setting of the config
   --noprogress            no progress bar: a line now and then, as when the output is not a terminal
+  --coordinator_address HOST:PORT --num_processes N --process_id I
+                          this process is the I-th of a job of N, the 0-th is at HOST; Slurm, Open
+                          MPI and GKE jobs are recognised without (docs/launch.md)
+  --distributed           one of a job that JAX finds by itself: a Cloud TPU pod
   --help                  this text; with --config also every setting with its value
 
 Exit status: 0 finished; 2 the input, the directory or the disk cannot be used; 3 a loss is not a
-number; 75 told to stop by SIGTERM and saved (130: by Ctrl-C): run the same command to go on.
+number; 75 told to stop by SIGTERM and saved (130: by Ctrl-C), 76 another process of the job is
+gone: run the same command to go on.
 """
 
 import difflib
@@ -18,6 +23,7 @@ import importlib.util
 import os
 from pathlib import Path
 import sys
+import traceback
 from typing import Any
 from typing import NamedTuple
 
@@ -25,6 +31,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from h2g.errors import InputError
+from h2g.train import processes
 from h2g.train import stops
 from h2g.train.settings import complete
 
@@ -37,10 +44,18 @@ class Arguments(NamedTuple):
   config: Any  # ConfigDict with its overrides, None without --config
   workdir: str | None
   progress: bool
+  job: tuple[str | None, int | None, int | None, bool]  # see `processes.join`
 
 
 def main(argv: list[str]) -> int:
   """Runs the command line; returns its exit status."""
+  status = _status(argv)
+  if status and processes.several():
+    processes.leave(status)
+  return status
+
+
+def _status(argv: list[str]) -> int:
   try:
     with stops.EarlyStop():
       return _main(argv)
@@ -53,11 +68,22 @@ def main(argv: list[str]) -> int:
     return stop.status
   except KeyboardInterrupt:
     return _fail("stopped at once, by Ctrl-C; run the same command to go on", stops.INTERRUPTED)
+  except Exception as error:
+    if processes.lost_a_peer(error):
+      reason = " ".join(str(error).split())[:160]
+      return _fail(
+          f"another process of the job is gone ({reason}); run the same commands to go on from the "
+          "last checkpoint", stops.LOST
+      )
+    if processes.several():
+      traceback.print_exc()
+      return 1
+    raise
 
 
 def _main(argv: list[str]) -> int:
   words = [word for word in argv if word not in HELP]
-  config, workdir, progress = _parse(words)
+  config, workdir, progress, job = _parse(words)
   if words != argv:
     print(__doc__.strip())
     if config is not None:
@@ -69,6 +95,7 @@ def _main(argv: list[str]) -> int:
     raise InputError("--config is missing: name a config, as in --config configs/h2gb.py:tiny")
   if not workdir:
     raise InputError("--workdir is missing: name a directory, as in --workdir runs/tiny")
+  processes.join(*job)
   return _train(config, Path(workdir).expanduser(), progress)
 
 
@@ -116,6 +143,12 @@ def _parse(argv: list[str]) -> Arguments:
   values = flags.FlagValues()
   workdir = flags.DEFINE_string("workdir", None, "", flag_values=values)
   progress = flags.DEFINE_bool("progress", True, "", flag_values=values)
+  job = (
+      flags.DEFINE_string("coordinator_address", None, "", flag_values=values),
+      flags.DEFINE_integer("num_processes", None, "", lower_bound=1, flag_values=values),
+      flags.DEFINE_integer("process_id", None, "", lower_bound=0, flag_values=values),
+      flags.DEFINE_bool("distributed", False, "", flag_values=values),
+  )
   try:
     if config is not None:
       config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
@@ -124,7 +157,8 @@ def _parse(argv: list[str]) -> Arguments:
     raise InputError(_explain(error, argv, config)) from error
   if len(rest) > 1:
     raise InputError(f"{rest[1]!r} is not understood: settings are written --config.key=value")
-  return Arguments(config, workdir.value, progress.value)
+  job = tuple(flag.value for flag in job)
+  return Arguments(config, workdir.value, progress.value, job)
 
 
 def _take_config(argv: list[str]) -> tuple[str | None, list[str]]:

@@ -23,6 +23,7 @@ from h2g.train.step import Best
 from h2g.train.step import State
 from h2g.train.workdir import cannot_write
 from h2g.train.workdir import REASONS
+from h2g.train.writers import is_first_process
 from h2g.train.writers import say
 
 KEPT = 2  # the latest, and the one before in case the latest is damaged
@@ -124,7 +125,7 @@ class Checkpoints:
       # The threads of a failed save may still be writing for a moment.
       for wait in (0.0, 0.1, 0.2, 0.4, 0.8):
         time.sleep(wait)
-        halves = list(self._folder.glob("*.orbax-checkpoint-tmp"))
+        halves = list(self._folder.glob("*.orbax-checkpoint-tmp")) if is_first_process() else []
         for half in halves:
           shutil.rmtree(half, ignore_errors=True)
         if not halves:
@@ -156,7 +157,8 @@ class Checkpoints:
       for bad, reason in damaged.items():
         say(f"warning: checkpoint {self._folder / str(bad)} is damaged ({reason}); "
             f"going on from step {step}")
-        (self._folder / str(bad)).rename(self._folder / f"damaged-{bad}")
+        if is_first_process():
+          (self._folder / str(bad)).rename(self._folder / f"damaged-{bad}")
       if damaged:
         self._manager.reload()
       return found

@@ -12,6 +12,7 @@ import numpy as np
 
 from h2g.errors import InputError
 from h2g.train import plots
+from h2g.train import processes
 from h2g.train.checkpoint import Checkpoints
 from h2g.train.checkpoint import Record
 from h2g.train.compilation import enable_compilation_cache
@@ -139,12 +140,13 @@ class Trainer:
   def train(self, seeds: tuple[int, ...]) -> None:
     """Trains one group to its last step, or finds it there, and keeps its results."""
     layout = self._layout(seeds)
-    if self._interruption.received is not None:
+    if processes.any_of(self._interruption.received is not None):
       raise self._interruption.preempted(f"stopped before seed {seeds[0]}")
     # What cannot be read has written nothing yet.
     evals = EvalFeed(self._experiment.eval_batches(layout.padded), layout)
     batches = self._experiment.train_batches(layout.padded)
-    self._folder.open()
+    if is_first_process():
+      self._folder.open()
     with _checkpoints(self._folder, layout, self._programs) as checkpoints:
       # State: read back, or made on the devices where it will live.
       restored = checkpoints.restore()
@@ -207,7 +209,7 @@ class Trainer:
         record.step += count
         record.seconds = before + time.monotonic() - began
         last = record.step == settings.steps
-        stopping = self._interruption.received is not None
+        stopping = self._stopping(record.step, count)
         evaluating = last or record.step % settings.eval_every == 0
         saving = last or stopping or record.step % settings.steps_between_checkpoints == 0
 
@@ -266,6 +268,14 @@ class Trainer:
       folder.write("results.json", value)
     say(f"{summary(value)} -> {folder.path / 'results.json'}")
     return value
+
+  def _stopping(self, step: int, count: int) -> bool:
+    """Whether to save and stop now: all processes of a job at the same step."""
+    received = self._interruption.received is not None
+    if not processes.several():
+      return received
+    asking = step // processes.STOP_EVERY > (step - count) // processes.STOP_EVERY
+    return asking and processes.any_of(received)
 
   def _layout(self, seeds: tuple[int, ...]) -> Layout:
     return Layout(self._mesh, seeds, self._settings.rules, self._experiment.rows)

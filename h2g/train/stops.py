@@ -7,6 +7,7 @@ import threading
 FAILED = 2  # the input, the directory or the disk cannot be used
 DIVERGED = 3
 PREEMPTED = 75  # SIGTERM: EX_TEMPFAIL of sysexits.h, "try again later"
+LOST = 76  # another process of the job is gone
 INTERRUPTED = 130  # Ctrl-C, as shells have it
 
 
@@ -46,7 +47,8 @@ class Interruption(contextlib.AbstractContextManager):
   def preempted(self, message: str) -> Preempted:
     """The exception that ends the run."""
     status = INTERRUPTED if self.received is signal.SIGINT else PREEMPTED
-    return Preempted(f"{self.received.name}: {message}; run the same command to go on", status)
+    name = self.received.name if self.received else "another process was told to stop"
+    return Preempted(f"{name}: {message}; run the same command to go on", status)
 
   def _receive(self, number, _):
     if self.received is not None and number == signal.SIGINT:

@@ -101,4 +101,5 @@ def build(config) -> Experiment:
       eval_batches=whole,
       evaluate=evaluate,
       summarise=summarise,
+      rows=config.get("stream", False),
   )
