@@ -24,6 +24,7 @@ ARROWS = {
   "train": ("errors",),
   "benchmark": ("errors", "train"),
   "papers": ("errors", "train"),
+  "report": ("errors",),
   "convert": ("errors", "ops", "graph", "nn", "models"),
   "experiments": (
     *("errors", "ops", "graph", "nn", "data", "models", "train", "papers", "convert"),
