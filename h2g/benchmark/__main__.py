@@ -2,7 +2,7 @@
 
   python -m h2g.benchmark --datasets celegans,worldcup --models all --seeds 5 --workdir DIR
 
-  --datasets A,B|all   data sets of the config; all by default
+  --datasets A,B|all   data sets of the config; all by default, without those it lists as `more`
   --models A,B|all     models of the config; all by default
   --seeds N            seeds of every run (3), each with its own split and initialisation
   --workdir DIR        runs go to DIR/<dataset>/<model>, the table to DIR/table.{md,csv,html}
@@ -49,7 +49,7 @@ def _main(argv: list[str]) -> int:
   grid = Grid.of(values.config)
   if any(word in HELP for word in argv):
     print(__doc__.strip())
-    for name in ("datasets", "models", "presets"):
+    for name in ("datasets", "more", "models", "presets"):
       print(f"\n{name}: {', '.join(getattr(grid, name))}")
     return 0
   if not values.workdir:

@@ -19,6 +19,7 @@ class Grid(NamedTuple):
       (`BENCHMARK["models"]`).
     presets: the variants that take both (`BENCHMARK["presets"]`), the first by default.
     published: path of a CSV with published numbers beside the file, or None.
+    more: data sets that may be named, and that "all" leaves out (`BENCHMARK["more"]`).
   """
 
   config: Path
@@ -26,6 +27,7 @@ class Grid(NamedTuple):
   models: dict[str, str]
   presets: tuple[str, ...]
   published: Path | None
+  more: tuple[str, ...] = ()
 
   @classmethod
   def of(cls, path: str | Path) -> "Grid":
@@ -53,6 +55,7 @@ class Grid(NamedTuple):
       dict(offered["models"]),
       tuple(offered["presets"]),
       None if published is None else Path(root) / published,
+      tuple(offered.get("more", ())),
     )
 
 
@@ -81,14 +84,17 @@ def cells(grid: Grid, *, datasets: str, models: str, preset: str) -> list[Cell]:
   preset = _chosen("--preset", preset or grid.presets[0], grid.presets)[0]
   return [
     Cell(dataset, model, f"{preset},dataset={dataset},{grid.models[model]}")
-    for dataset in _chosen("--datasets", datasets, grid.datasets)
+    for dataset in _chosen("--datasets", datasets, grid.datasets, grid.more)
     for model in _chosen("--models", models, tuple(grid.models))
   ]
 
 
-def _chosen(flag: str, names: str, known: tuple[str, ...]) -> tuple[str, ...]:
+def _chosen(
+  flag: str, names: str, known: tuple[str, ...], more: tuple[str, ...] = ()
+) -> tuple[str, ...]:
   if names == "all":
     return known
+  known = known + more
   chosen = tuple(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
   if not chosen:
     raise InputError(f"{flag} is empty: give names, or all; there are {', '.join(known)}")

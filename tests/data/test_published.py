@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import pathlib
 import zipfile
 
 import numpy as np
@@ -15,6 +16,8 @@ from torch_writer import Global
 from configs import datasets
 from configs.h2gb import get_config
 from h2g import data
+from h2g.benchmark.grid import cells
+from h2g.benchmark.grid import Grid
 from h2g.data import convert
 from h2g.data import download
 from h2g.data import h_pokec
@@ -554,3 +557,15 @@ def test_one_fan_out_per_node_type_is_sampled(tmp_path):
   splits = data.splitter(graph, config.data.split)
   drawn, seeds = SampledBatches(graph, splits, config.sample).evaluation((0,))[0]
   assert seeds.sum() == 2 and drawn.schema == graph.schema
+
+
+def test_a_benchmark_names_them_and_all_leaves_them_out():
+  path = pathlib.Path(__file__).parents[2] / "configs" / "h2gb.py"
+  grid = Grid.of(path)
+  found = cells(grid, datasets="rcdd,celegans", models="mlp", preset="full")
+  assert [cell.variant for cell in found] == [
+    "full,dataset=rcdd,model=mlp",
+    "full,dataset=celegans,model=mlp",
+  ]
+  everything = {cell.dataset for cell in cells(grid, datasets="all", models="mlp", preset="")}
+  assert not everything & set(datasets.PUBLISHED)
