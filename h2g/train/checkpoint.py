@@ -61,6 +61,7 @@ class Checkpoints:
     self._folder = folder.absolute()
     self._form = SavedForm(layout, abstract)
     self._config_hash = config_hash
+    self._shapes = {name: shapes_of(tree) for name, tree in self._form.abstract.items()}
     self._last: int | None = None
     options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, cleanup_tmp_directories=True)
     with _disk_errors(self._folder):
@@ -76,6 +77,7 @@ class Checkpoints:
     state, best = self._form.pack((state, best))
     host = dataclasses.asdict(record) | {
         "config_hash": self._config_hash,
+        "shapes": self._shapes,
         "fingerprint": {"state": fingerprint(state), "best": fingerprint(best)},
     }
     with _disk_errors(self._folder):
@@ -171,16 +173,21 @@ class Checkpoints:
     return None
 
   def _read(self, step: int, items: tuple[str, ...]):
-    args = {name: ocp.args.StandardRestore(self._form.abstract[name]) for name in items}
-    found = self._manager.restore(
-        step, args=ocp.args.Composite(record=ocp.args.JsonRestore(), **args)
-    )
-    host = found.record
+    only_record = ocp.args.Composite(record=ocp.args.JsonRestore())
+    host = self._manager.restore(step, args=only_record).record
     if host["config_hash"] != self._config_hash:
       raise InputError(
           f"checkpoint {self._folder / str(step)} is of another config ({host['config_hash']}, not "
           f"{self._config_hash}): choose another --workdir, or remove this one"
       )
+    for name in items:
+      if differing := differences(host.get("shapes", self._shapes)[name], self._shapes[name]):
+        raise InputError(
+            f"checkpoint {self._folder / str(step)} is of another model ({differing}): train in "
+            "another --workdir, or with the code that wrote it"
+        )
+    args = {name: ocp.args.StandardRestore(self._form.abstract[name]) for name in items}
+    found = self._manager.restore(step, args=ocp.args.Composite(**args))
     for name in items:
       if fingerprint(found[name]) != host["fingerprint"][name]:
         raise ValueError(f"the numbers of {name!r} are not those that were saved")
@@ -253,6 +260,31 @@ def _sums(tree):
 def fingerprint(tree) -> list[int]:
   """A number per leaf that a damaged file would not give back, exact on any number of devices."""
   return jax.device_get(_sums(tree)).tolist() if jax.tree.leaves(tree) else []
+
+
+def shapes_of(tree) -> dict[str, list]:
+  """{path: [dtype, *shape]} of every leaf; JSON."""
+  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+  name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+  return {name(path): [str(leaf.dtype), *leaf.shape] for path, leaf in leaves}
+
+
+def differences(saved: dict[str, list], wanted: dict[str, list], most: int = 5) -> str:
+  """What is missing from `saved`, not expected in it, and of another shape; "" where they agree."""
+  text = lambda of, name: f"{name} {of[name][0]}{of[name][1:]}"
+  kinds = {
+      "missing": [text(wanted, name) for name in wanted if name not in saved],
+      "unexpected": [text(saved, name) for name in saved if name not in wanted],
+      "mismatched": [
+          f"{text(saved, name)}, now {wanted[name][0]}{wanted[name][1:]}"
+          for name in wanted
+          if name in saved and saved[name] != wanted[name]
+      ],
+  }
+  more = lambda found: f" and {len(found) - most} more" if len(found) > most else ""
+  return "; ".join(
+      f"{kind}: {', '.join(found[:most])}{more(found)}" for kind, found in kinds.items() if found
+  )
 
 
 def _is_key(leaf) -> bool:

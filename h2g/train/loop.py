@@ -264,7 +264,7 @@ class Trainer:
       )
       if experiment.report is not None:
         experiment.report([seed.stats for seed in self._found], folder.path)
-      folder.write("cost.json", cost(self._step_seconds))
+      folder.write("cost.json", self._cost())
       folder.write("results.json", value)
     say(f"{summary(value)} -> {folder.path / 'results.json'}")
     return value
@@ -279,6 +279,10 @@ class Trainer:
 
   def _layout(self, seeds: tuple[int, ...]) -> Layout:
     return Layout(self._mesh, seeds, self._settings.rules, self._experiment.rows)
+
+  def _cost(self) -> dict:
+    seeds = len(self._settings.groups[0])
+    return cost(self._step_seconds, self._experiment, seeds=seeds, devices=self._mesh.size)
 
   def _which(self, seeds: tuple[int, ...]) -> str:
     return f" seed {seeds[0]}" if len(self._settings.groups) > 1 else ""

@@ -61,20 +61,36 @@ def results(
   }
 
 
-def cost(step_seconds: list[float]) -> dict:
+# Dense bfloat16 multiply-adds times two per second of one device, by the start of its kind.
+PEAK_FLOPS = {
+  "NVIDIA H200": 989e12, "NVIDIA H100": 989e12, "NVIDIA A100": 312e12,
+  "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5p": 459e12, "TPU v6 lite": 918e12,
+}  # fmt: skip
+
+
+def cost(step_seconds: list[float], experiment: Experiment, *, seeds: int, devices: int) -> dict:
   """The dictionary of cost.json; what differs from machine to machine is no result.
 
   step_ms: median time of a step of all seeds that train together, without compilation, evaluation
     and feeding; None where every call of the run compiled something.
   peak_mb: largest memory in use, in 1e6 bytes: of the device where it counts, of the process (with
     its libraries and the data) on a CPU.
+  <unit>_per_s: `Experiment.units_per_step` of all seeds that train together, by step_ms.
+  mfu: model FLOPs of all of them over what the devices could do; None for unknown devices (CPUs)
+    or where the experiment does not count them.
   """
   peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
   unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
   peak = max(peaks) if all(peaks) else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+  step = float(np.median(step_seconds)) if step_seconds else None
+  kind = jax.devices()[0].device_kind
+  able = next((peak for name, peak in PEAK_FLOPS.items() if kind.startswith(name)), None)
+  flops, units = experiment.flops_per_step, seeds * experiment.units_per_step
   return {
-      "step_ms": round(1e3 * float(np.median(step_seconds)), 3) if step_seconds else None,
+      "step_ms": round(1e3 * step, 3) if step else None,
       "peak_mb": round(peak / 1e6, 1),
+      f"{experiment.unit}_per_s": round(units / step, 2) if step else None,
+      "mfu": round(seeds * flops / (step * devices * able), 4) if step and able and flops else None,
   }
 
 

@@ -50,6 +50,9 @@ def rows(folder):
 
 def test_loss_falls_below_pairs_of_bytes_and_a_stopped_run_goes_on(config, tmp_path):
   whole = run(build(config), config, tmp_path / "whole", bar=False)
+  cost = json.loads((tmp_path / "whole" / "cost.json").read_text())
+  assert cost["tokens_per_s"] == pytest.approx(16 * 32 / cost["step_ms"] * 1e3, rel=1e-2)
+  assert cost["mfu"] is None  # the peak of a CPU is not known
   tokens = np.fromfile(config.data.path, np.uint8)
   assert whole["test_mean"] < 0.8 * conditional_entropy(tokens, 1)
   assert whole["test_mean"] > 0.9 * conditional_entropy(tokens, 2)  # nothing below is honest

@@ -8,12 +8,15 @@ import sys
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 import numpy as np
 import pytest
+from train_problems import blobs
 from train_problems import curves
 from train_problems import harness
 
 from h2g.errors import InputError
+from h2g.train.checkpoint import differences
 from h2g.train.loop import make_programs
 from h2g.train.settings import complete
 from h2g.train.settings import Settings
@@ -25,6 +28,11 @@ FAST = {"text": ("1,1,1", "2,2,2", "1,4,1"), "graph": ("1,1,1", "2,2,2")}
 
 
 def spawn(workload: str, *meshes: str) -> list[dict]:
+  return [json.loads(line) for line in script("curves.py", workload, *meshes)]
+
+
+def script(name: str, *words: str) -> list[str]:
+  """Lines that a script of train_problems prints on eight devices."""
   env = dict(
     os.environ,
     XLA_FLAGS="--xla_force_host_platform_device_count=8",
@@ -32,13 +40,13 @@ def spawn(workload: str, *meshes: str) -> list[dict]:
     JAX_PLATFORMS="cpu",
   )
   done = subprocess.run(
-    [sys.executable, str(Path(curves.__file__)), workload, *meshes],
+    [sys.executable, str(Path(curves.__file__).with_name(name)), *words],
     env=env,
     capture_output=True,
     text=True,
   )
   assert done.returncode == 0, done.stderr
-  return [json.loads(line) for line in done.stdout.splitlines()]
+  return done.stdout.splitlines()
 
 
 def assert_one_curve(found: list[dict]) -> None:
@@ -101,3 +109,40 @@ def test_parts_of_a_batch_that_has_no_rows_are_refused():
   layout = Layout(make_mesh((("data", 1), ("fsdp", 1), ("tensor", 1))), (0,))
   with pytest.raises(InputError, match=r"accumulate=2: the batches of h2g_former have no rows"):
     make_programs(build(config), settings, layout)
+
+
+def test_saved_on_eight_devices_and_read_on_four_and_one(tmp_path):
+  found = script("other_mesh.py", str(tmp_path / "checkpoints"))
+  assert found == ["(1, 1, 4)", "(4, 1, 1)", "(1, 1, 1)"]
+
+
+@pytest.mark.smoke
+def test_a_changed_model_is_told_name_by_name():
+  saved = {"params/a": ["float32", 2, 3], "params/b": ["float32", 4]}
+  wanted = {"params/a": ["float32", 2, 5], "params/c": ["float32", 4]}
+  assert differences(saved, wanted) == (
+    "missing: params/c float32[4]; unexpected: params/b float32[4]; "
+    "mismatched: params/a float32[2, 3], now float32[2, 5]"
+  )
+  assert differences(saved, saved) == ""
+  many = {f"p{i}": ["float32"] for i in range(8)}
+  assert differences({}, many).endswith("p4 float32[] and 3 more")
+
+
+def test_a_run_of_a_changed_model_is_refused_and_left_whole(tmp_path, monkeypatch, capsys):
+  build = blobs.build
+  assert harness.train(tmp_path, "--config.nan_at=33") == 3  # leaves a checkpoint of step 20
+
+  def changed(config):
+    config = ConfigDict(config.to_dict())
+    config.hidden = 24
+    return build(config)
+
+  monkeypatch.setattr(blobs, "build", changed)
+  capsys.readouterr()
+  assert harness.train(tmp_path, "--config.nan_at=33") == 2
+  said = capsys.readouterr().err
+  assert (
+    "is of another model (mismatched: params/in/bias float32[3, 16], now float32[3, 24]" in said
+  )
+  assert not list(tmp_path.rglob("damaged-*"))
