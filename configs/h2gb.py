@@ -64,6 +64,15 @@ MODELS = {
   # Transformers; not tuned.
   "polyformer": {"dim": 64, "num_layers": 2, "num_heads": 8, "hops": 3, "dropout_rate": 0.2},
   "goat": {"dim": 64, "num_heads": 8, "num_centroids": 64, "decay": 0.9, "dropout_rate": 0.5},
+  "graphtrans": {
+    "dim": 64,
+    "gnn_dim": 32,
+    "num_gnn_layers": 2,
+    "num_layers": 2,
+    "num_heads": 4,
+    "max_keys": 1024,
+    "dropout_rate": 0.2,
+  },
 }
 # What most of the nine official settings of a model say (gpr_gnn and h2gcn have none: the papers').
 PUBLISHED = {
@@ -99,6 +108,15 @@ PUBLISHED = {
     "head_dim": 128,
     "num_centroids": 4096,
     "decay": 0.99,
+    "dropout_rate": 0.2,
+  },
+  "graphtrans": {
+    "dim": 256,
+    "gnn_dim": 128,
+    "num_gnn_layers": 3,
+    "num_layers": 3,
+    "num_heads": 8,
+    "max_keys": 0,
     "dropout_rate": 0.2,
   },
 }

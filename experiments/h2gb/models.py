@@ -30,4 +30,5 @@ MODELS = {
   # Transformers.
   "polyformer": models.PolyFormer,
   "goat": models.GOAT,
+  "graphtrans": models.graphtrans,
 }

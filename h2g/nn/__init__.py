@@ -11,6 +11,7 @@ from h2g.nn.residual import ConcatResidual as ConcatResidual
 from h2g.nn.residual import FixedResidual as FixedResidual
 from h2g.nn.residual import LearnedResidual as LearnedResidual
 from h2g.nn.residual import NoResidual as NoResidual
+from h2g.nn.typed import TypedBatchNorm as TypedBatchNorm
 from h2g.nn.typed import TypedFFN as TypedFFN
 from h2g.nn.typed import TypedLayerNorm as TypedLayerNorm
 from h2g.nn.typed import TypedLinear as TypedLinear

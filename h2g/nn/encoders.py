@@ -42,8 +42,9 @@ class HeteroEncoder(nnx.Module):
       biases[node_type] = nnx.Param(jnp.zeros(dim))
     self.kernel, self.bias, self.embedding = nnx.Dict(kernels), nnx.Dict(biases), nnx.Dict(tables)
 
-  def __call__(self, graph: HeteroGraph) -> Array:
+  def __call__(self, graph: HeteroGraph, *, key: Array | None = None) -> Array:
     """Returns [N, G]: the encoded rows of all types, one type after another."""
+    del key
     rows = []
     for node_type in graph.schema.node_types:
       nodes = graph.nodes[node_type]
@@ -73,7 +74,8 @@ class SharedEncoder(nnx.Module):
     self.kernel = nnx.Param(LINEAR_INIT(rngs.params(), (self.width, dim), jnp.float32))
     self.bias = nnx.Param(jnp.zeros(dim))
 
-  def __call__(self, graph: HeteroGraph) -> Array:
+  def __call__(self, graph: HeteroGraph, *, key: Array | None = None) -> Array:
+    del key
     rows = []
     for node_type in graph.schema.node_types:
       nodes = graph.nodes[node_type]

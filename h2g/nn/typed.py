@@ -70,12 +70,42 @@ class TypedLayerNorm(nnx.Module):
     self.shift = nnx.Param(jnp.zeros((num_types, dim)))
     self.epsilon = epsilon
 
-  def __call__(self, x: Array, offsets: Offsets) -> Array:
+  def __call__(self, x: Array, offsets: Offsets, mask: Array | None = None) -> Array:
+    del mask
     ids = type_ids(offsets)
     h = x.astype(jnp.float32)
     h = h - h.mean(-1, keepdims=True)
     h = h * jax.lax.rsqrt(jnp.square(h).mean(-1, keepdims=True) + self.epsilon)
     return (h * self.scale[...][ids] + self.shift[...][ids]).astype(x.dtype)
+
+
+class TypedBatchNorm(nnx.Module):
+  """Batch norm with one scale and shift per type, over the rows of the type that are real.
+
+  y[n] = (x[n] - mean_t) / sqrt(var_t + epsilon) * scale[t(n)] + shift[t(n)], per feature
+  The statistics are always those of the graph at hand, in evaluation too: of the whole graph that
+  is what training saw, and no state is carried. The official code evaluates with running averages.
+  Source: arXiv 1502.03167 algorithm 1.
+  """
+
+  def __init__(self, num_types: int, dim: int, *, epsilon: float = 1e-5, rngs: nnx.Rngs):
+    del rngs
+    self.scale = nnx.Param(jnp.ones((num_types, dim)))
+    self.shift = nnx.Param(jnp.zeros((num_types, dim)))
+    self.epsilon = epsilon
+
+  def __call__(self, x: Array, offsets: Offsets, mask: Array | None = None) -> Array:
+    mask = jnp.ones(x.shape[0], bool) if mask is None else mask
+    rows = []
+    for t in range(len(offsets) - 1):
+      at = slice(offsets[t], offsets[t + 1])
+      h, real = x[at].astype(jnp.float32), mask[at][:, None]
+      count = jnp.maximum(real.sum(dtype=jnp.float32), 1.0)
+      h = h - jnp.where(real, h, 0.0).sum(0, keepdims=True) / count
+      variance = jnp.where(real, h * h, 0.0).sum(0, keepdims=True) / count
+      h = h * jax.lax.rsqrt(variance + self.epsilon)
+      rows.append(h * self.scale[...][t][None, :] + self.shift[...][t][None, :])
+    return jnp.concatenate(rows).astype(x.dtype)
 
 
 class TypedFFN(nnx.Module):

@@ -8,10 +8,12 @@ import pytest
 
 from h2g import models
 from h2g.models.goat import Codebook
+from h2g.nn.full_attention import draw
 from h2g.nn.tokens import chebyshev
 from h2g.nn.tokens import monomials
 from tests.models.test_homogeneous import A
 from tests.models.test_homogeneous import encoded
+from tests.models.test_homogeneous import features
 from tests.models.test_homogeneous import gelu
 from tests.models.test_homogeneous import GRAPH
 from tests.models.test_homogeneous import linear
@@ -125,3 +127,55 @@ def test_only_training_moves_goats_codebook():
   assert float(module.codebook.started[...]) == 0
   module(graph, key=jax.random.key(0))
   assert float(module.codebook.started[...]) == 1
+
+
+def dense_attention(m, x, keys):
+  """Multi-head attention of all rows to the rows `keys`, one map for all types."""
+  q, k, v = np.split(x @ value(m.qkv.kernel)[0] + value(m.qkv.bias)[0], 3, axis=1)
+  out, width = np.zeros_like(q), q.shape[1] // m.num_heads
+  for head in range(m.num_heads):
+    at = slice(head * width, (head + 1) * width)
+    weights = np.exp(q[:, at] @ k[keys, at].T / np.sqrt(width))
+    out[:, at] = weights @ v[keys, at] / weights.sum(1, keepdims=True)
+  return out @ value(m.out.kernel)[0] + value(m.out.bias)[0]
+
+
+def typed_norm(m, x):
+  x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+  types = np.repeat(np.arange(2), (13, 7))
+  return x * value(m.scale)[types] + value(m.shift)[types]
+
+
+def dense_graphtrans(m, keys):
+  x = linear(m.encoder.encoder, features(GRAPH))
+  y = relu(norm(m.encoder.pre_norm, linear(m.encoder.pre, x)))
+  for conv, layer_norm in zip(m.encoder.convs, m.encoder.norms):
+    y = relu(norm(layer_norm, S @ y @ value(conv.linear.kernel) + value(conv.bias)))
+  h = np.concatenate([x, y], 1)
+  for layer in m.layers:
+    h = h + dense_attention(layer.attention, typed_norm(layer.norm, h), keys)
+    h = typed_norm(layer.ffn_norm, h)
+    up, down = layer.ffn.part.up, layer.ffn.part.down
+    inner = gelu(h @ value(up.kernel)[0] + value(up.bias)[0])
+    h = h + inner @ value(down.kernel)[0] + value(down.bias)[0]
+  return linear(m.head, h)[T]
+
+
+GRAPHTRANS = dict(dim=8, gnn_dim=4, num_gnn_layers=2, num_layers=2, num_heads=2)
+
+
+def test_graphtrans_is_a_gnn_and_attention_to_all_nodes():
+  module = made(models.graphtrans, **GRAPHTRANS)
+  expected = dense_graphtrans(module, np.arange(20))
+  np.testing.assert_allclose(run(module, GRAPH), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_bounded_number_of_keys_are_real_rows_the_same_in_every_evaluation():
+  graph = GRAPH.with_incoming()
+  module = made(models.graphtrans, **GRAPHTRANS, max_keys=5)
+  keys = np.asarray(draw(graph.row_mask, 5, None))
+  assert len(set(keys)) == 5
+  logits = jax.jit(module)(graph)
+  np.testing.assert_allclose(logits, dense_graphtrans(module, keys), atol=1e-4, rtol=1e-4)
+  real = jnp.arange(20) % 4 == 0  # five real rows: all of them, whatever the key
+  assert set(np.asarray(draw(real, 5, jax.random.key(3)))) == {0, 4, 8, 12, 16}
