@@ -63,6 +63,14 @@ MODELS = {
   "glognn": {"dim": 64, "dropout_rate": 0.5},
   # Transformers; not tuned.
   "polyformer": {"dim": 64, "num_layers": 2, "num_heads": 8, "hops": 3, "dropout_rate": 0.2},
+  "gophormer": {
+    "dim": 64,
+    "num_layers": 2,
+    "num_heads": 4,
+    "fanouts": (4, 1),
+    "num_global": 1,
+    "dropout_rate": 0.2,
+  },
   "goat": {"dim": 64, "num_heads": 8, "num_centroids": 64, "decay": 0.9, "dropout_rate": 0.5},
   "graphtrans": {
     "dim": 64,
@@ -70,7 +78,7 @@ MODELS = {
     "num_gnn_layers": 2,
     "num_layers": 2,
     "num_heads": 4,
-    "max_keys": 1024,
+    "max_keys": 256,
     "dropout_rate": 0.2,
   },
 }
@@ -102,6 +110,15 @@ PUBLISHED = {
     "typed_input": True,  # its one published setting reads a map per type
   },
   "polyformer": {"dim": 256, "num_layers": 3, "num_heads": 8, "hops": 1, "dropout_rate": 0.2},
+  "gophormer": {
+    "dim": 256,
+    "num_layers": 3,
+    "num_heads": 8,
+    "fanouts": (8, 4),  # ours: the official model reads samples instead of sequences
+    "num_global": 2,
+    "dropout_rate": 0.2,
+    "attention_dropout": 0.2,
+  },
   "goat": {
     "dim": 128,
     "num_heads": 8,

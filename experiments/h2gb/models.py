@@ -29,6 +29,7 @@ MODELS = {
   "glognn": models.GloGNN,
   # Transformers.
   "polyformer": models.PolyFormer,
+  "gophormer": models.Gophormer,
   "goat": models.GOAT,
   "graphtrans": models.graphtrans,
 }

@@ -5,6 +5,7 @@ from h2g.models.appnp import APPNP as APPNP
 from h2g.models.fagcn import FAGCN as FAGCN
 from h2g.models.glognn import GloGNN as GloGNN
 from h2g.models.goat import GOAT as GOAT
+from h2g.models.gophormer import Gophormer as Gophormer
 from h2g.models.gpr_gnn import GPRGNN as GPRGNN
 from h2g.models.graphtrans import graphtrans as graphtrans
 from h2g.models.h2gcn import H2GCN as H2GCN

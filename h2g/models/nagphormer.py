@@ -9,41 +9,9 @@ from h2g.errors import InputError
 from h2g.graph import HeteroGraph
 from h2g.graph import Schema
 from h2g.models.homogeneous import input_map
-from h2g.nn import dropout
 from h2g.nn import split
 from h2g.nn.tokens import monomials
-from h2g.ops.attention import attention
-
-
-class HopLayer(nnx.Module):
-  """Pre-norm transformer layer: x + MHA(LN(x)), then x + FFN(LN(x)), FFN = linear, gelu, linear."""
-
-  def __init__(
-    self,
-    dim: int,
-    num_heads: int,
-    *,
-    dropout_rate: float,
-    attention_dropout: float,
-    rngs: nnx.Rngs,
-  ):
-    self.norm, self.ffn_norm = nnx.LayerNorm(dim, rngs=rngs), nnx.LayerNorm(dim, rngs=rngs)
-    self.qkv = nnx.Linear(dim, 3 * dim, rngs=rngs)
-    self.out = nnx.Linear(dim, dim, rngs=rngs)
-    self.up, self.down = nnx.Linear(dim, 2 * dim, rngs=rngs), nnx.Linear(2 * dim, dim, rngs=rngs)
-    self.num_heads = num_heads
-    self.dropout_rate, self.attention_dropout = dropout_rate, attention_dropout
-
-  def __call__(self, x: Array, *, key: Array | None) -> Array:
-    """Returns [N, T, dim] from x like it."""
-    weights_key, out_key, ffn_key = split(key, 3)
-    heads = self.qkv(self.norm(x)).reshape(*x.shape[:2], 3 * self.num_heads, -1)
-    q, k, v = jnp.split(heads, 3, axis=2)
-    rate = 0.0 if key is None else self.attention_dropout
-    out = attention(q, k, v, dropout_rate=rate, dropout_key=weights_key).reshape(x.shape)
-    x = x + dropout(self.out(out), self.dropout_rate, out_key)
-    y = self.down(jax.nn.gelu(self.up(self.ffn_norm(x))))
-    return x + dropout(y, self.dropout_rate, ffn_key)
+from h2g.nn.tokens import TokenLayer
 
 
 class NAGphormer(nnx.Module):
@@ -76,7 +44,7 @@ class NAGphormer(nnx.Module):
     self.encoder = input_map(schema, dim, typed_input=typed_input, rngs=rngs)
     self.layers = nnx.List(
       [
-        HopLayer(
+        TokenLayer(
           dim, num_heads, dropout_rate=dropout_rate, attention_dropout=attention_dropout, rngs=rngs
         )
         for _ in range(num_layers)

@@ -10,6 +10,8 @@ from h2g import models
 from h2g.models.goat import Codebook
 from h2g.nn.full_attention import draw
 from h2g.nn.tokens import chebyshev
+from h2g.nn.tokens import count_edges
+from h2g.nn.tokens import ego_sequences
 from h2g.nn.tokens import monomials
 from tests.models.test_homogeneous import A
 from tests.models.test_homogeneous import encoded
@@ -179,3 +181,53 @@ def test_a_bounded_number_of_keys_are_real_rows_the_same_in_every_evaluation():
   np.testing.assert_allclose(logits, dense_graphtrans(module, keys), atol=1e-4, rtol=1e-4)
   real = jnp.arange(20) % 4 == 0  # five real rows: all of them, whatever the key
   assert set(np.asarray(draw(real, 5, jax.random.key(3)))) == {0, 4, 8, 12, 16}
+
+
+def dense_gophormer(m, tokens, real):
+  h, phi, out = encoded(m), [np.eye(20), S], []
+  extra = len(value(m.everywhere))
+  for row, seen in zip(np.asarray(tokens), np.asarray(real)):
+    seen = np.append(seen, np.ones(extra, bool))
+    x = np.concatenate([h[row], value(m.everywhere)])
+    for layer, weights in zip(m.layers, value(m.proximity)):
+      q, k, v = np.split(linear(layer.qkv, norm(layer.norm, x)), 3, axis=1)
+      update, width = np.zeros_like(x), x.shape[1] // layer.num_heads
+      for head in range(layer.num_heads):
+        at = slice(head * width, (head + 1) * width)
+        logits = q[:, at] @ k[:, at].T / np.sqrt(width)
+        logits[: len(row), : len(row)] += sum(
+          weights[m, head] * phi[m][np.ix_(row, row)] for m in range(2)
+        )
+        score = np.exp(logits) * seen
+        update[:, at] = score @ v[:, at] / score.sum(1, keepdims=True)
+      x = x + linear(layer.out, update)
+      x = x + linear(layer.down, gelu(linear(layer.up, norm(layer.ffn_norm, x))))
+    out.append(linear(m.head, norm(m.norm, x[0])))
+  return np.stack(out)
+
+
+def test_gophormer_attends_among_drawn_tokens_biased_by_proximity():
+  graph = GRAPH.with_incoming()
+  settings = dict(dim=8, num_layers=2, num_heads=2, fanouts=(3, 2), num_global=2, num_samples=2)
+  module = made(models.Gophormer, **settings)
+  draws = [ego_sequences(graph, (3, 2), key)[:2] for key in jax.random.split(jax.random.key(0), 2)]
+  expected = np.mean([dense_gophormer(module, *draw) for draw in draws], axis=0)
+  np.testing.assert_allclose(jax.jit(module)(graph), expected, atol=1e-4, rtol=1e-4)
+  assert np.isfinite(run(module, GRAPH)).all()  # other draws: there are more rows
+
+
+def test_tokens_are_drawn_evenly_from_incoming_edges():
+  graph = GRAPH.with_incoming()
+  tokens, real, edges = jax.jit(ego_sequences, static_argnums=1)(graph, (500, 2), jax.random.key(1))
+  tokens, real = np.asarray(tokens), np.asarray(real)
+  assert (tokens[:, 0] == np.arange(13)).all() and real[:, 0].all()
+  for node in range(13):
+    assert real[node, 1:].all() == (A[node].sum() > 0) == real[node, 1:].any()
+    if A[node].sum():
+      share = np.bincount(tokens[node, 1:501], minlength=20) / 500
+      np.testing.assert_allclose(share, A[node] / A[node].sum(), atol=0.1)
+      parents = np.repeat(tokens[node, 1:501], 2)
+      assert (A[parents, tokens[node, 501:]] > 0).all()
+  i, j = np.mgrid[:20, :20]
+  counted = jax.jit(count_edges)(jnp.asarray(i), jnp.asarray(j), edges, graph)
+  np.testing.assert_array_equal(counted, A)
