@@ -11,7 +11,7 @@
 Seven node and seven edge types, two classes, in-degrees of a power law (exponent 2.5), a few hubs
 with far more. How the published totals spread over the types is not published: these shares are
 made up. `resident` is the peak of the phase as the kernel counts it, pages of mapped files
-included (a sampler gives them back at 2 GiB); `own` is what is not of files at its end.
+included (a sampler gives them back at 4 GiB); `own` is what is not of files at its end.
 """
 
 import argparse

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-LIMIT = 2 << 30  # bytes of files in the memory of the process
+LIMIT = 4 << 30  # bytes of files in the memory of the process
 STATM = Path("/proc/self/statm")
 
 

@@ -123,6 +123,7 @@ class Sampler:
           if len(fresh.get(name[2], ())):
             budget = budgets[name[0]]
             self._lean(name, fresh[name[2]], tables.lookup[name[0]], budget, max_neighbors, rng)
+            self._maps.trim()
         fresh = {}
         for name in schema.node_types:
           drawn = budgets[name].draw(draws[name][step], rng)
@@ -218,6 +219,7 @@ class Sampler:
         row, position = _rows_of(indptr, heads, -1 if most is None else most, rng)
         inside = tables.lookup[source][senders[position]] >= 0
         found[name] = row[inside], position[inside]
+      self._maps.trim()  # a hub's edges lie all over the relation
     return self._subgraph(tables, found)
 
   def _subgraph(self, tables, found) -> HeteroGraph:
