@@ -4,6 +4,7 @@
 
 A variant is a name, then options: `celegans`, `celegans,label=transmitter`, `celegans,model=mlp`,
 `celegans,ablation=labels` (`relations`, `ffn`), `molecules=features`, `model=sgc,view=2hop`,
+`model=mlp,embedding=metapath2vec` (`node2vec`, `transe`),
 `tiny,dataset=worldcup`, `dataset=twitch,graph=DE` (every set and its options: configs/datasets.py).
 
   celegans   ten seeds, each with its own 60/20/20 split, trained together on the whole graph
@@ -24,7 +25,13 @@ from configs import common
 from configs import datasets
 
 NAMES = ("celegans", "fast", "sampled", "tiny", "full")
-OPTIONS = {"model": "h2g_former", "dataset": "celegans", "ablation": "", "view": ""}
+OPTIONS = {
+  "model": "h2g_former",
+  "dataset": "celegans",
+  "ablation": "",
+  "view": "",
+  "embedding": "",
+}
 ABLATIONS = {
   "": {},
   "labels": {"label_embedding": False},
@@ -165,6 +172,7 @@ RULES = (
 )
 # Models that read another graph than the whole one, unless `view=` says which.
 VIEWS = {"h2gcn": "strict_2hop"}
+EMBEDDINGS = ("metapath2vec", "node2vec", "transe")
 # What `python -m h2g.benchmark` runs: real graphs, and each model as one or more variants.
 BENCHMARK = {
   "presets": ("fast", "celegans", "tiny", "full"),
@@ -190,6 +198,7 @@ BENCHMARK = {
     "lp_2hop": "model=label_propagation,view=2hop",
     "sgc_1hop": "model=sgc,view=1hop",
     "sgc_2hop": "model=sgc,view=2hop",
+    **{f"mlp_{name}": f"model=mlp,embedding={name}" for name in EMBEDDINGS},
   },
   "published": "experiments/h2gb/published.csv",
   "more": datasets.PUBLISHED,  # the preset `full` suits these
@@ -204,6 +213,7 @@ def get_config(variant: str = "celegans") -> ConfigDict:
   chosen = datasets.options_of(dataset, {option: options[option] for option in chosen})
   common.require("model", options["model"], MODELS)
   common.require("ablation", options["ablation"], ABLATIONS)
+  common.require("embedding", options["embedding"], ("", *EMBEDDINGS))
   if options["ablation"] and options["model"] != "h2g_former":
     raise ValueError(f"ablation={options['ablation']} needs model=h2g_former")
 
@@ -235,6 +245,11 @@ def get_config(variant: str = "celegans") -> ConfigDict:
       "similar": 3,
       "degree_encoding": True,
       "spectral_encoding": 8,
+      "laplacian_encoding": 0,
+      "random_walk_encoding": 0,
+      "embedding": options["embedding"],  # "metapath2vec", "node2vec" or "transe"
+      "embedding_dim": 64,
+      "virtual_nodes": 0,
       "split": (0.6, 0.2, 0.2),  # () takes the splits that came with the graph
       "view": options["view"] or VIEWS.get(options["model"], ""),
     }
@@ -280,6 +295,7 @@ def get_config(variant: str = "celegans") -> ConfigDict:
     )
     config.sample.update(fanouts=(256,) * 4, batch_size=32, subgraphs=32, eval_batches=256)
     config.data.update(similar=0, degree_encoding=False, spectral_encoding=0, symmetric=())
+    config.data.embedding_dim = 128
     config.labels.smoothing = 0.0
     if options["model"] == "h2g_former":
       config.model.update(datasets.H2G_FORMER.get(dataset, {}))

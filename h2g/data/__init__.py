@@ -8,9 +8,11 @@ from h2g.data import own
 from h2g.data.splits import splitter as splitter
 from h2g.data.splits import stratified_split as stratified_split
 from h2g.errors import InputError
+from h2g.graph import embeddings
 from h2g.graph import encodings
 from h2g.graph import HeteroGraph
 from h2g.graph import view
+from h2g.graph.views import with_virtual_nodes
 
 # Name: module and function, imported when asked for. All but celegans read files under H2G_DATA.
 LOADERS = {
@@ -71,8 +73,10 @@ def prepare(config) -> HeteroGraph:
   Args:
     config: `name` of a data set with its `options`, or `path` of an own graph (see
       `h2g.data.own`); `reverses`: add reverse relations; `symmetric`: relations that need
-      none; `self_loops`; `degree_encoding` and `spectral_encoding` (dimensions, 0 for none):
-      structural features appended to the node features;
+      none; `self_loops`; `degree_encoding`, `spectral_encoding`, `laplacian_encoding` and
+      `random_walk_encoding` (dimensions, 0 for none): structural features appended to the node
+      features; `embedding`: likewise, vectors of `h2g.graph.embeddings.METHODS` ("" for none),
+      `embedding_dim` wide; `virtual_nodes`: so many more nodes per type, joined to all of it;
       `similar`: edges from the k nodes most alike into each node of the target type (0 for none);
       `view`: a graph made from the result, see `h2g.graph.views.VIEWS` ("" for none).
   """
@@ -85,6 +89,13 @@ def prepare(config) -> HeteroGraph:
     extra.append(encodings.degree_encoding(graph))
   if config.spectral_encoding:
     extra.append(encodings.spectral_encoding(graph, config.spectral_encoding))
+  if config.get("laplacian_encoding", 0):
+    extra.append(encodings.laplacian_encoding(graph, config.laplacian_encoding))
+  if config.get("random_walk_encoding", 0):
+    extra.append(encodings.random_walk_encoding(graph, config.random_walk_encoding))
+  if config.get("embedding", ""):
+    both = graph.with_reverses(skip=tuple(config.symmetric)) if config.reverses else graph
+    extra.append(embeddings.embed(both, config.embedding, config.embedding_dim))
   for columns in extra:
     graph = encodings.append_features(graph, columns)
   if config.similar:
@@ -92,6 +103,8 @@ def prepare(config) -> HeteroGraph:
   if config.reverses:
     graph = graph.with_reverses(skip=("similar", *config.symmetric))
   graph = view(graph, config.get("view", ""))
+  if config.get("virtual_nodes", 0):
+    graph = with_virtual_nodes(graph, config.virtual_nodes)
   return graph.with_self_loops() if config.self_loops else graph
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from h2g.errors import InputError
 from h2g.graph.graph import EdgeType
 from h2g.graph.graph import HeteroGraph
+from h2g.graph.graph import NodeSet
 from h2g.graph.homophily import metapaths
 
 STRICT = "2hop"  # the middle name of the relations that `with_strict_two_hops` adds
@@ -98,6 +99,28 @@ def with_strict_two_hops(graph: HeteroGraph) -> HeteroGraph:
       edges[source, STRICT, target] = (two_senders[at] - offsets[s], two_receivers[at] - offsets[t])
   place = graph.schema.node_types.index
   return graph._rebuild({name: edges[name] for name in sorted(edges, key=lambda e: place(e[0]))})
+
+
+def with_virtual_nodes(graph: HeteroGraph, count: int, *, prefix: str = "virtual_") -> HeteroGraph:
+  """The graph, and `count` nodes of a new type per node type, joined both ways to all its nodes.
+
+  Their features are the rows of an identity, so that an encoder's map holds one learned vector for
+  each. Padded nodes are not joined. (The official code joins virtual nodes along every relation.)
+  Source: arXiv 2407.10916 section 4; Gilmer et al. 2017 section 5.2.
+  """
+  nodes, edges, schema = dict(graph.nodes), graph._given_edges(), graph.schema
+  for name in schema.node_types:
+    new, rows = prefix + name, np.flatnonzero(np.asarray(graph.nodes[name].mask))
+    nodes[new] = NodeSet(
+      np.arange(count, dtype=np.int32), np.ones(count, bool), np.eye(count, dtype=np.float32), None
+    )
+    virtual, real = np.repeat(np.arange(count), len(rows)), np.tile(rows, count)
+    edges[new, "spreads", name], edges[name, "gathers", new] = (virtual, real), (real, virtual)
+  types = (*schema.node_types, *(prefix + name for name in schema.node_types))
+  dims = (*schema.feature_dims, *[count] * len(schema.node_types))
+  schema = dataclasses.replace(schema, node_types=types, feature_dims=dims)
+  edges = {name: edges[name] for name in sorted(edges, key=lambda e: types.index(e[0]))}
+  return graph.replace(nodes=nodes, schema=schema)._rebuild(edges)
 
 
 def compose(graph: HeteroGraph, first: EdgeType, second: EdgeType) -> tuple[np.ndarray, np.ndarray]:

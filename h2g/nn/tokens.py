@@ -65,7 +65,8 @@ def ego_sequences(
   for hop, fanout in enumerate(fanouts):
     frontier = jnp.repeat(frontier, fanout, axis=1)
     begin, degree = index.indptr[frontier], jnp.diff(index.indptr)[frontier]
-    at = jax.random.uniform(jax.random.fold_in(key, hop), frontier.shape) * degree.astype(jnp.float32)
+    chance = jax.random.uniform(jax.random.fold_in(key, hop), frontier.shape)
+    at = chance * degree.astype(jnp.float32)
     at = begin + jnp.minimum(at.astype(jnp.int32), degree - 1)
     reached = jnp.repeat(reached, fanout, axis=1) & (degree > 0)
     frontier = jnp.where(reached, edges[at], frontier)

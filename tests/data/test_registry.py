@@ -57,6 +57,16 @@ def test_prepare_serves_a_variant(data_dir):
   assert graph.nodes["airport"].features.shape[1] == 2 + 16  # degrees, singular vectors
 
 
+def test_prepare_appends_encodings_embeddings_and_virtual_nodes(data_dir):
+  config = get_config("tiny,dataset=airports,embedding=transe")
+  config.data.update(random_walk_encoding=4, laplacian_encoding=3, embedding_dim=5, virtual_nodes=2)
+  graph = data.prepare(config.data)
+  assert graph.schema.feature_dims == (2 + 16 + 3 + 4 + 5, 2)
+  assert graph.num_nodes["virtual_airport"] == 2
+  with pytest.raises(ValueError, match="embedding=glove is unknown: choose from metapath2vec"):
+    get_config("embedding=glove")
+
+
 def test_unknown_options_and_values_list_the_known(data_dir):
   with pytest.raises(InputError, match="airports has no option 'label': its options are graph"):
     data.load("airports", label="x")

@@ -95,3 +95,22 @@ def test_what_cannot_be_viewed_is_said():
     views.view(alone, "1hop")
   with pytest.raises(InputError, match="no walk of two relations"):
     views.view(alone, "2hop")
+
+
+def test_virtual_nodes_are_joined_both_ways_to_every_real_node_of_their_type():
+  given = random_graph()
+  graph = padding.pad(given, {"paper": 16, "author": 9}, dict.fromkeys(given.schema.edge_types, 60))
+  found = views.with_virtual_nodes(graph, 2)
+  assert found.num_nodes == {"paper": 16, "author": 9, "virtual_paper": 2, "virtual_author": 2}
+  assert found.schema.feature_dims == (5, 4, 2, 2) and found.schema.target == "paper"
+  assert sum(begin != end for _, begin, end in found.schema.source_runs) == 4
+  for name, real in (("paper", 13), ("author", 7)):
+    at, new = found.rows(name)[0], found.rows(f"virtual_{name}")[0]
+    joined = np.zeros((found.node_offsets[-1],) * 2)
+    joined[new : new + 2, at : at + real] = 1
+    pair = [(name, "gathers", f"virtual_{name}"), (f"virtual_{name}", "spreads", name)]
+    np.testing.assert_array_equal(homogenised(found, pair[:1]), joined)
+    np.testing.assert_array_equal(homogenised(found, pair[1:]), joined.T)
+  np.testing.assert_array_equal(
+    homogenised(found, given.schema.edge_types)[:25, :25], homogenised(graph)
+  )
