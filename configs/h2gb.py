@@ -72,10 +72,11 @@ MODELS = {
   "polyformer": {"dim": 64, "num_layers": 2, "num_heads": 8, "hops": 3, "dropout_rate": 0.2},
   "gophormer": {
     "dim": 64,
-    "num_layers": 2,
+    "num_layers": 1,
     "num_heads": 4,
     "fanouts": (4, 1),
     "num_global": 1,
+    "num_samples": 2,
     "dropout_rate": 0.2,
   },
   "goat": {"dim": 64, "num_heads": 8, "num_centroids": 64, "decay": 0.9, "dropout_rate": 0.5},

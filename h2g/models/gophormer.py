@@ -90,10 +90,9 @@ class Gophormer(nnx.Module):
     hidden = jnp.where(seen, 0.0, -jnp.inf)[:, None, None, :]
     x = jnp.broadcast_to(self.everywhere[...], (len(tokens), *self.everywhere.shape))
     x = jnp.concatenate([h[tokens], x], axis=1)
-    for layer, weights, layer_key in zip(
-      self.layers, self.proximity[...], split(key, len(self.layers))
-    ):
-      bias = sum(weights[m][None, :, None, None] * phi[m][:, None] for m in range(2))
-      bias = bias + hidden
-      x = layer(x, bias=bias, key=layer_key)
+    for at, (layer, layer_key) in enumerate(zip(self.layers, split(key, len(self.layers)))):
+      first = 1 if at + 1 == len(self.layers) else None  # nobody reads the others any more
+      weights = self.proximity[...][at, :, :, None, None]
+      bias = sum(weights[m][None] * phi[m][:, None, :first] for m in range(2)) + hidden
+      x = layer(x, first=first, bias=bias, key=layer_key)
     return self.head(self.norm(x[:, 0]))

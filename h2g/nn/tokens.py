@@ -56,7 +56,7 @@ def ego_sequences(
     edges: [E] int32, the sender's node row of each incoming edge.
   Source: arXiv 2110.13094 section 3.1 (Node2Seq).
   """
-  index = graph.incoming
+  index = jax.tree.map(jnp.asarray, graph.incoming)
   every = jnp.arange(graph.node_offsets[-1], dtype=jnp.int32)
   edges = graph.message_rows(every)[index.senders]
   frontier = every[slice(*graph.target_rows)][:, None]
@@ -80,7 +80,7 @@ def count_edges(receivers: Array, senders: Array, edges: Array, graph: HeteroGra
 
   By bisection among each receiver's edges, sorted by sender: no array of N x N.
   """
-  index, position = graph.incoming, jnp.arange(edges.shape[0])
+  index, position = jax.tree.map(jnp.asarray, graph.incoming), jnp.arange(edges.shape[0])
   owner = jnp.where(position < index.indptr[-1], index.receivers, graph.node_offsets[-1])
   edges = jax.lax.sort((owner, edges), num_keys=2)[1]
   begin, end = index.indptr[receivers], index.indptr[receivers + 1]
@@ -110,19 +110,32 @@ class TokenLayer(nnx.Module):
     rngs: nnx.Rngs,
   ):
     self.norm, self.ffn_norm = nnx.LayerNorm(dim, rngs=rngs), nnx.LayerNorm(dim, rngs=rngs)
-    self.qkv = nnx.Linear(dim, 3 * dim, rngs=rngs)
+    self.query = nnx.Linear(dim, dim, rngs=rngs)
+    self.key_value = nnx.Linear(dim, 2 * dim, rngs=rngs)
     self.out = nnx.Linear(dim, dim, rngs=rngs)
     self.up, self.down = nnx.Linear(dim, 2 * dim, rngs=rngs), nnx.Linear(2 * dim, dim, rngs=rngs)
     self.num_heads = num_heads
     self.dropout_rate, self.attention_dropout = dropout_rate, attention_dropout
 
-  def __call__(self, x: Array, *, bias: Array | None = None, key: Array | None = None) -> Array:
-    """Returns [N, T, dim] from x like it; bias [N, H, T, T] is added to the logits."""
+  def __call__(
+    self, x: Array, *, first: int | None = None, bias: Array | None = None, key: Array | None = None
+  ) -> Array:
+    """Returns [N, T, dim] from x like it, or its `first` tokens alone.
+
+    Args:
+      x: [N, T, dim].
+      first: how many tokens ask and come out; None: all.
+      bias: [N, H, T or `first`, T] or smaller, added to the logits.
+      key: PRNG key of dropout; None evaluates.
+    """
     weights_key, out_key, ffn_key = split(key, 3)
-    heads = self.qkv(self.norm(x)).reshape(*x.shape[:2], 3 * self.num_heads, -1)
-    q, k, v = jnp.split(heads, 3, axis=2)
+    heads = lambda y: y.reshape(*y.shape[:2], -1, x.shape[2] // self.num_heads)
+    y = self.norm(x)
+    q = heads(self.query(y[:, :first]))
+    k, v = jnp.split(heads(self.key_value(y)), 2, axis=2)
     rate = 0.0 if key is None else self.attention_dropout
     out = attention(q, k, v, bias=bias, dropout_rate=rate, dropout_key=weights_key)
+    x = x[:, :first]
     x = x + dropout(self.out(out.reshape(x.shape)), self.dropout_rate, out_key)
     y = self.down(jax.nn.gelu(self.up(self.ffn_norm(x))))
     return x + dropout(y, self.dropout_rate, ffn_key)

@@ -168,7 +168,8 @@ def dense_nagphormer(m):
   h = encoded(m)
   x = np.stack([np.linalg.matrix_power(S, k) @ h for k in range(m.hops + 1)], 1)[T]
   for layer in m.layers:
-    q, k, v = np.split(linear(layer.qkv, norm(layer.norm, x)), 3, axis=2)
+    y = norm(layer.norm, x)
+    q, (k, v) = linear(layer.query, y), np.split(linear(layer.key_value, y), 2, axis=2)
     cut = lambda y, heads=layer.num_heads: y.reshape(*y.shape[:2], heads, -1).swapaxes(1, 2)
     q, k, v = cut(q), cut(k), cut(v)
     weights = softmax(q @ k.swapaxes(2, 3) / np.sqrt(q.shape[-1]), -1)

@@ -190,7 +190,8 @@ def dense_gophormer(m, tokens, real):
     seen = np.append(seen, np.ones(extra, bool))
     x = np.concatenate([h[row], value(m.everywhere)])
     for layer, weights in zip(m.layers, value(m.proximity)):
-      q, k, v = np.split(linear(layer.qkv, norm(layer.norm, x)), 3, axis=1)
+      y = norm(layer.norm, x)
+      q, (k, v) = linear(layer.query, y), np.split(linear(layer.key_value, y), 2, axis=1)
       update, width = np.zeros_like(x), x.shape[1] // layer.num_heads
       for head in range(layer.num_heads):
         at = slice(head * width, (head + 1) * width)
