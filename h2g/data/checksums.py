@@ -11,6 +11,9 @@ SHA256 = {
     "labels-usa-airports.txt": "d4062ff3b3a67c3ae72b581bb68228433223e35d6f0b2d41844d197ad3772195",
     "usa-airports.edgelist": "c73fec3eef27ed6d6ef4d8dfa7fd1604b959601a38d399eeaa1f87e8d8d58fc0",
   },
+  "digits": {
+    "digits.csv.gz": "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22",
+  },
   "flavor": {
     "backbone.csv": "e93b432d1cc84c045410e71a5801c7e0b10cac9f4c57318f395c9ebbe8d3b95c",
     "comp_info.tsv": "17ae9e5034ae0bd8dcb9845af32ddefb88909d0af5bf68d96a7cf399fc1e35cc",

@@ -41,3 +41,8 @@ def pure(make: Callable[[nnx.Rngs], nnx.Module]) -> Pure:
     return nnx.merge(structure, params, rest)
 
   return Pure(init, bind)
+
+
+def rest_of(module: nnx.Module) -> Any:
+  """The other state of a bound module after a call that changed it (running statistics)."""
+  return nnx.to_pure_dict(nnx.split(module, nnx.Param, ...)[2])

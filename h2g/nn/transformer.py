@@ -57,7 +57,7 @@ class MLP(nnx.Module):
     self.down = nnx.Linear(inside, dim, kernel_init=init, rngs=rngs)
 
   def __call__(self, x: Array) -> Array:
-    return self.down(jax.nn.gelu(self.up(x)))
+    return self.down(jax.nn.gelu(self.up(x), approximate=False))
 
 
 class Block(nnx.Module):

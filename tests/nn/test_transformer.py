@@ -33,7 +33,7 @@ def dense(block, x, context=None, query=None):
   weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
   x = x + linear(part.out, np.einsum("bhts,bshd->bthd", weights, v).reshape(x.shape))
   inside = linear(block.mlp.up, norm(x))
-  return x + linear(block.mlp.down, np.float64(jax.nn.gelu(jnp.float32(inside))))
+  return x + linear(block.mlp.down, np.float64(jax.nn.gelu(jnp.float32(inside), approximate=False)))
 
 
 def test_a_block_is_its_equation_whoever_asks_whomever():
