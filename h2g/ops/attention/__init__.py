@@ -1,6 +1,8 @@
 """Dense softmax attention and its statistics: see `attention`.
 
-CPU form tested; the cuDNN form is checked for what it refuses, and has not run on a GPU here.
+Implementations: `reference` (the definition), `xla` (anywhere), `cudnn`, `mosaic_gpu` (Hopper),
+`mosaic_tpu`. The kernels lower for their platforms in the tests, those for TPU also run in the
+interpreter; none has run on the hardware yet.
 """
 
 from h2g.ops.attention.api import attention
