@@ -7,6 +7,7 @@ Every view keeps the target's rows, features, labels and splits.
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -14,9 +15,11 @@ from h2g.errors import InputError
 from h2g.graph.graph import EdgeType
 from h2g.graph.graph import HeteroGraph
 from h2g.graph.graph import NodeSet
+from h2g.graph.graph import Schema
 from h2g.graph.homophily import metapaths
 
-STRICT = "2hop"  # the middle name of the relations that `with_strict_two_hops` adds
+HOPS = ("2hop", "3hop", "4hop")  # middle names of the relations that `with_strict_hops` adds
+STRICT = HOPS[0]
 MAX_EDGES = 1 << 28  # of an induced graph
 PIECE = 1 << 22  # walks listed at a time
 
@@ -70,11 +73,13 @@ def induced(graph: HeteroGraph) -> HeteroGraph:
   return _only_target(graph, edges)
 
 
-def with_strict_two_hops(graph: HeteroGraph) -> HeteroGraph:
-  """The graph, and (s, "2hop", t) from each type s to each type t: neighbours at distance two.
+def with_strict_hops(graph: HeteroGraph, hops: int) -> HeteroGraph:
+  """The graph, and (s, "2hop", t), ... (s, "`hops`hop", t) from each type s to each type t:
+  neighbours at exactly that distance.
 
-  Distance is counted on the homogenised graph along its directed relations: u -> m -> v for some m,
-  u != v, and no edge u -> v. Add reverses first. For H2GCN.
+  Distance is counted on the homogenised graph along its directed relations: distance two is u -> m
+  -> v for some m, u != v, and no edge u -> v. Add reverses first. For H2GCN, and for attention with
+  a bias per hop.
   """
   offsets, total = graph.node_offsets, graph.node_offsets[-1]
   starts = {name: graph.rows(name)[0] for name in graph.schema.node_types}
@@ -83,22 +88,27 @@ def with_strict_two_hops(graph: HeteroGraph) -> HeteroGraph:
     pair = _pairs(graph, name)
     senders.append(pair[0].astype(np.int64) + starts[name[0]])
     receivers.append(pair[1].astype(np.int64) + starts[name[2]])
-  one = np.unique(np.concatenate(receivers) * total + np.concatenate(senders))
-  senders, receivers = one % total, one // total
-  keep = senders != receivers
-  two = _join(senders[keep], receivers[keep], senders[keep], receivers[keep], total, "two hops")
-  two = np.setdiff1d(two, one, assume_unique=True)
-  two = two[two % total != two // total]
-  two_senders, two_receivers = two % total, two // total
-  of_sender = np.searchsorted(offsets, two_senders, side="right") - 1
-  of_receiver = np.searchsorted(offsets, two_receivers, side="right") - 1
+  nearer = np.unique(np.concatenate(receivers) * total + np.concatenate(senders))
+  one = last = nearer[nearer % total != nearer // total]
   edges = graph._given_edges()
-  for s, source in enumerate(graph.schema.node_types):
-    for t, target in enumerate(graph.schema.node_types):
-      at = (of_sender == s) & (of_receiver == t)
-      edges[source, STRICT, target] = (two_senders[at] - offsets[s], two_receivers[at] - offsets[t])
+  for hop in HOPS[: hops - 1]:
+    last = _join(last % total, last // total, one % total, one // total, total, f"{hop}s")
+    last = np.setdiff1d(last, nearer, assume_unique=True)
+    last = last[last % total != last // total]
+    nearer = np.union1d(nearer, last)
+    of_sender = np.searchsorted(offsets, last % total, side="right") - 1
+    of_receiver = np.searchsorted(offsets, last // total, side="right") - 1
+    for s, source in enumerate(graph.schema.node_types):
+      for t, target in enumerate(graph.schema.node_types):
+        at = last[(of_sender == s) & (of_receiver == t)]
+        edges[source, hop, target] = (at % total - offsets[s], at // total - offsets[t])
   place = graph.schema.node_types.index
   return graph._rebuild({name: edges[name] for name in sorted(edges, key=lambda e: place(e[0]))})
+
+
+def relation_hops(schema: Schema) -> tuple[int, ...]:
+  """The distance that each relation spans: 2, 3, ... for those of `with_strict_hops`, else 1."""
+  return tuple(HOPS.index(name) + 2 if name in HOPS else 1 for _, name, _ in schema.edge_types)
 
 
 def with_virtual_nodes(graph: HeteroGraph, count: int, *, prefix: str = "virtual_") -> HeteroGraph:
@@ -142,7 +152,8 @@ VIEWS = {
   "1hop": one_hop,
   "2hop": two_hops,
   "metapaths": induced,
-  "strict_2hop": with_strict_two_hops,
+  "strict_2hop": functools.partial(with_strict_hops, hops=2),
+  "strict_3hop": functools.partial(with_strict_hops, hops=3),
 }
 
 

@@ -20,7 +20,7 @@ class H2GCN(nnx.Module):
 
   S_i = D_i^-1/2 A_i D_i^-1/2 with the in-degree D_i: A_1 the edges, A_2 the pairs at distance two,
   both without self loops. A_2 stands in the graph as relations of its own, made once on the host
-  (`config.data.view="strict_2hop"`, see `h2g.graph.views.with_strict_two_hops`). Dropout before
+  (`config.data.view="strict_2hop"`, see `h2g.graph.views.with_strict_hops`). Dropout before
   the last map. The H2GB code adds batch norm between rounds; this follows the paper.
   Source: arXiv 2006.11468 section 3.2 (H2GCN).
   """

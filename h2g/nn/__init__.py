@@ -6,6 +6,7 @@ from h2g.nn.encoders import HeteroEncoder as HeteroEncoder
 from h2g.nn.encoders import LabelEmbedding as LabelEmbedding
 from h2g.nn.encoders import SharedEncoder as SharedEncoder
 from h2g.nn.hetero_attention import CrossTypeAttention as CrossTypeAttention
+from h2g.nn.hetero_attention import EdgeTypeAttention as EdgeTypeAttention
 from h2g.nn.hetero_attention import relation_mass as relation_mass
 from h2g.nn.residual import ConcatResidual as ConcatResidual
 from h2g.nn.residual import FixedResidual as FixedResidual

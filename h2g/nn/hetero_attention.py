@@ -4,6 +4,7 @@ Axes: N node rows (type-sorted), M message rows (one per relation and source nod
 types, T node types, H heads, D = dim / H head width.
 """
 
+import functools
 import math
 
 from flax import nnx
@@ -15,9 +16,12 @@ import numpy as np
 from h2g.errors import InputError
 from h2g.graph import HeteroGraph
 from h2g.graph import Schema
+from h2g.graph.views import relation_hops
 from h2g.nn.typed import TypedLinear
+from h2g.ops.attention import attention
 from h2g.ops.edge import edge_attention
 from h2g.ops.edge import EdgeAttentionOut
+from h2g.ops.edge import EdgeIndex
 
 RELATION_INIT = jax.nn.initializers.variance_scaling(
   1.0, "fan_avg", "uniform", in_axis=-2, out_axis=-1, batch_axis=(0, 1)
@@ -39,7 +43,9 @@ class CrossTypeAttention(nnx.Module):
     value_weights: W'_r on the values (present but unused in the official code, off; HGT uses it).
     prior: a learned scalar per relation and head that scales the logits (HGT's mu).
     edge_bias: a bias per head, c_r + <f_e, B_r>: a constant per relation and a linear map of the
-      edge's features (ours; off). H2GB's k-hop option has the constant, per hop.
+      edge's features (ours; off).
+    hop_bias: a learned constant per hop and head, at first 0, for graphs whose relations span
+      several hops (the views "strict_2hop", "strict_3hop"): H2GB's mask `kHop`.
     specialise: initial c_r of the head that a relation is assigned to (names in order, dealt round
       the heads), 0 for the others: heads start out listening to different relations, which small
       steps in log space would take long to learn. 0 starts them alike.
@@ -58,6 +64,7 @@ class CrossTypeAttention(nnx.Module):
     value_weights: bool = False,
     prior: bool = False,
     edge_bias: bool = False,
+    hop_bias: bool = False,
     specialise: float = 0.0,
     clip: float | None = 5.0,
     dropout_rate: float = 0.0,
@@ -78,11 +85,12 @@ class CrossTypeAttention(nnx.Module):
     self.value_weight = relation_matrices() if value_weights else None
     self.prior = nnx.Param(jnp.ones((num_relations, num_heads))) if prior else None
     width = max(schema.edge_feature_dims, default=0)
-    width = max(schema.edge_feature_dims, default=0)
     constant = specialise * _assigned(schema, num_heads)
     self.relation_bias = nnx.Param(jnp.asarray(constant)) if edge_bias else None
     features = jnp.zeros((num_relations, width, num_heads))
     self.edge_bias = nnx.Param(features) if edge_bias else None
+    hops = max(relation_hops(schema), default=1)
+    self.hop_bias = nnx.Param(jnp.zeros((hops, num_heads))) if hop_bias else None
     self.num_heads, self.clip, self.dropout_rate = num_heads, clip, dropout_rate
 
   def __call__(self, x: Array, graph: HeteroGraph, *, key: Array | None = None) -> Array:
@@ -112,12 +120,90 @@ class CrossTypeAttention(nnx.Module):
     )
 
   def _edge_bias(self, graph: HeteroGraph) -> Array | None:
-    if self.edge_bias is None:
+    if self.edge_bias is None and self.hop_bias is None:
       return None
-    return relation_edge_bias(graph, self.relation_bias[...], self.edge_bias[...])
+    constant = jnp.zeros((len(graph.schema.edge_types), self.num_heads))
+    weight = jnp.zeros((len(graph.schema.edge_types), 0, self.num_heads))
+    if self.edge_bias is not None:
+      constant, weight = constant + self.relation_bias[...], self.edge_bias[...]
+    if self.hop_bias is not None:
+      constant = constant + self.hop_bias[...][np.array(relation_hops(graph.schema)) - 1]
+    return relation_edge_bias(graph, constant, weight)
 
   def _heads(self, x: Array) -> Array:
     return x.reshape(x.shape[0], self.num_heads, -1)
+
+
+class EdgeTypeAttention(nnx.Module):
+  """One attention per relation, each with its own maps and its own softmax, added up.
+
+  For relation r from s to t: q = a_t W^q_r, k = a_s W^k_r, v = a_s W^v_r, s_e as in
+  `CrossTypeAttention` with W_r = I, softmax over the edges of r that reach the node; out_v = sum
+  over r of o_v W^o_r + b^o_r. A node that a relation does not reach gets b^o_r from it.
+
+  Args of the constructor:
+    schema, dim, num_heads, clip, dropout_rate: as of `CrossTypeAttention`.
+    all_pairs: every node of s for every node of t instead of the edges.
+  Source: H2GB's `SparseEdgeTransformer` and `EdgeTransformer`.
+  """
+
+  def __init__(
+    self,
+    schema: Schema,
+    dim: int,
+    num_heads: int,
+    *,
+    all_pairs: bool = False,
+    clip: float | None = 5.0,
+    dropout_rate: float = 0.0,
+    rngs: nnx.Rngs,
+  ):
+    if dim % num_heads:
+      raise InputError(f"num_heads={num_heads} does not divide dim={dim}; choose a divisor")
+    num_relations = len(schema.edge_types)
+    self.query = TypedLinear(num_relations, dim, dim, rngs=rngs)
+    self.key_value = TypedLinear(num_relations, dim, 2 * dim, rngs=rngs)
+    self.out = TypedLinear(num_relations, dim, dim, rngs=rngs)
+    self.num_heads, self.all_pairs = num_heads, all_pairs
+    self.clip, self.dropout_rate = clip, dropout_rate
+
+  def __call__(self, x: Array, graph: HeteroGraph, *, key: Array | None = None) -> Array:
+    """Returns [N, dim]."""
+    heads = lambda part: part.reshape(part.shape[0], self.num_heads, -1)
+    rate = 0.0 if key is None else self.dropout_rate
+    total = {name: 0.0 for name in graph.schema.node_types}
+    for r, name in enumerate(graph.schema.edge_types):
+      source, target = x[slice(*graph.rows(name[0]))], x[slice(*graph.rows(name[2]))]
+      relation = lambda module, rows, r=r: rows @ module.kernel[...][r] + module.bias[...][r][None]
+      q = heads(relation(self.query, target))
+      k, v = map(heads, jnp.split(relation(self.key_value, source), 2, axis=1))
+      r_key = None if key is None else jax.random.fold_in(key, r)
+      if self.all_pairs:
+        real = graph.nodes[name[0]].mask  # a mask: the clip would lift a bias of -inf
+        k, v = (jnp.where(real[:, None, None], part, 0.0) for part in (k, v))
+        out = attention(
+          q[None],
+          k[None],
+          v[None],
+          mask=real[None, None, None],
+          logits_fn=None if self.clip is None else functools.partial(_clipped, bound=self.clip),
+          dropout_rate=rate,
+          dropout_key=r_key,
+        )[0]
+      else:
+        edges = graph.edges[name]
+        fields = (edges.indptr, edges.senders, edges.receivers)
+        index = EdgeIndex(*fields, edges.sender_indptr, edges.sender_order, edges.senders)
+        out = edge_attention(q, k, v, index, clip=self.clip, dropout_rate=rate, dropout_key=r_key)
+      total[name[2]] = total[name[2]] + relation(self.out, out.reshape(target.shape))
+    sizes = graph.num_nodes
+    rows = [jnp.broadcast_to(out, (sizes[name], x.shape[1])) for name, out in total.items()]
+    return jnp.concatenate(rows)
+
+
+def _clipped(logits: Array, indices, *, bound: float) -> Array:
+  del indices
+  return jnp.clip(logits, -bound, bound)
 
 
 def relation_mass(graph: HeteroGraph, weights: Array) -> dict[tuple[str, str, str], float]:
@@ -166,7 +252,7 @@ def relation_edge_bias(graph: HeteroGraph, constant: Array, weight: Array) -> Ar
   for edge_type in graph.schema.edge_types:
     edges = graph.edges[edge_type]
     sizes.append(edges.senders.shape[0])
-    given = jnp.zeros((sizes[-1], 0)) if edges.features is None else edges.features
+    given = jnp.zeros((sizes[-1], 0)) if edges.features is None else edges.features[:, :width]
     features.append(jnp.pad(given, ((0, 0), (0, width - given.shape[1]))))
   features = jnp.concatenate(features)[graph.incoming.edge_ids]
   relation = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
