@@ -81,8 +81,10 @@ class Gophormer(nnx.Module):
     """The logits with one draw of tokens."""
     tokens, real, edges = ego_sequences(graph, self.fanouts, draw)
     extra = self.everywhere.shape[0]
-    pad = lambda x: jnp.pad(x.astype(h.dtype), ((0, 0), (0, extra), (0, extra)))
-    i, j = jnp.broadcast_arrays(tokens[:, :, None], tokens[:, None, :])
+    first = 1 if len(self.layers) == 1 else None  # in the last layer nobody reads the others
+    more = 0 if first else extra
+    pad = lambda x: jnp.pad(x.astype(h.dtype), ((0, 0), (0, more), (0, extra)))
+    i, j = jnp.broadcast_arrays(tokens[:, :first, None], tokens[:, None, :])
     scale = jax.lax.rsqrt(jnp.diff(graph.incoming.indptr).astype(h.dtype) + 1.0)
     near = count_edges(i, j, edges, graph) + (i == j).astype(jnp.int32)
     phi = pad(i == j), pad(near.astype(h.dtype) * scale[i] * scale[j])
@@ -91,7 +93,7 @@ class Gophormer(nnx.Module):
     x = jnp.broadcast_to(self.everywhere[...], (len(tokens), *self.everywhere.shape))
     x = jnp.concatenate([h[tokens], x], axis=1)
     for at, (layer, layer_key) in enumerate(zip(self.layers, split(key, len(self.layers)))):
-      first = 1 if at + 1 == len(self.layers) else None  # nobody reads the others any more
+      first = 1 if at + 1 == len(self.layers) else None
       weights = self.proximity[...][at, :, :, None, None]
       bias = sum(weights[m][None] * phi[m][:, None, :first] for m in range(2)) + hidden
       x = layer(x, first=first, bias=bias, key=layer_key)

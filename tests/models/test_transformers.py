@@ -207,10 +207,11 @@ def dense_gophormer(m, tokens, real):
   return np.stack(out)
 
 
-def test_gophormer_attends_among_drawn_tokens_biased_by_proximity():
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_gophormer_attends_among_drawn_tokens_biased_by_proximity(num_layers):
   graph = GRAPH.with_incoming()
-  settings = dict(dim=8, num_layers=2, num_heads=2, fanouts=(3, 2), num_global=2, num_samples=2)
-  module = made(models.Gophormer, **settings)
+  settings = dict(dim=8, num_heads=2, fanouts=(3, 2), num_global=2, num_samples=2)
+  module = made(models.Gophormer, num_layers=num_layers, **settings)
   draws = [ego_sequences(graph, (3, 2), key)[:2] for key in jax.random.split(jax.random.key(0), 2)]
   expected = np.mean([dense_gophormer(module, *draw) for draw in draws], axis=0)
   np.testing.assert_allclose(jax.jit(module)(graph), expected, atol=1e-4, rtol=1e-4)
