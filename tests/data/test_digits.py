@@ -27,6 +27,7 @@ def test_the_digits_of_the_package():
     (b"no gzip", "digits.csv.gz is no table of integers"),
     (gzip.compress(b"1,2,3\n4,5,6\n"), "rows of 3 numbers, not 64 pixels and a label"),
   ],
+  ids=["no archive", "another table"],
 )
 def test_a_damaged_file_is_named(tmp_path, content, message):
   (tmp_path / digits.FILE).write_bytes(content)
