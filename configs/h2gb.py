@@ -68,6 +68,10 @@ MODELS = {
   "linkx": {"dim": 64, "num_layers": 1, "dropout_rate": 0.5},
   "lsgnn": {"dim": 64, "num_layers": 2, "num_steps": 3, "dropout_rate": 0.5},
   "glognn": {"dim": 64, "dropout_rate": 0.5},
+  # Relations told apart; not tuned.
+  "rgcn": {"dim": 64, "num_layers": 2, "dropout_rate": 0.5},
+  "rgraphsage": {"dim": 64, "num_layers": 2, "dropout_rate": 0.5},
+  "rgat": {"dim": 64, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.5},
   # Transformers; not tuned.
   "polyformer": {"dim": 64, "num_layers": 2, "num_heads": 8, "hops": 3, "dropout_rate": 0.2},
   "gophormer": {
@@ -117,6 +121,9 @@ PUBLISHED = {
     "dropout_rate": 0.2,
     "typed_input": True,  # its one published setting reads a map per type
   },
+  "rgcn": {"dim": 256, "num_layers": 3, "dropout_rate": 0.2},
+  "rgraphsage": {"dim": 256, "num_layers": 3, "dropout_rate": 0.2},
+  "rgat": {"dim": 256, "num_layers": 3, "num_heads": 8, "head_dim": 256, "dropout_rate": 0.2},
   "polyformer": {"dim": 256, "num_layers": 3, "num_heads": 8, "hops": 1, "dropout_rate": 0.2},
   "gophormer": {
     "dim": 256,
@@ -164,6 +171,9 @@ PUBLISHED_LR = {
   "lsgnn": 1e-3,
   "glognn": 5e-3,
   "polyformer": 1e-3,
+  "rgcn": 1e-3,
+  "rgraphsage": 1e-3,
+  "rgat": 1e-3,
 }
 # h2g_former on several devices: what reads the hidden rows is split by inputs over fsdp and by
 # outputs over tensor, what writes them the other way round.

@@ -27,6 +27,10 @@ MODELS = {
   "linkx": models.LINKX,
   "lsgnn": models.LSGNN,
   "glognn": models.GloGNN,
+  # Relations told apart.
+  "rgcn": models.rgcn,
+  "rgraphsage": models.rgraphsage,
+  "rgat": models.rgat,
   # Transformers.
   "polyformer": models.PolyFormer,
   "gophormer": models.Gophormer,

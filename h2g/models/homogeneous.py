@@ -20,6 +20,7 @@ from h2g.nn import dropout
 from h2g.nn import HeteroEncoder
 from h2g.nn import SharedEncoder
 from h2g.nn import split
+from h2g.nn import TypedLayerNorm
 from h2g.nn.conv import ACMConv
 from h2g.nn.conv import GATConv
 from h2g.nn.conv import GCNConv
@@ -50,6 +51,7 @@ class Homogeneous(nnx.Module):
     convs: one factory per layer, `conv(in_dim, rngs=...)` -> operator (see h2g.nn.conv).
     norm: factory `(width, rngs=...)` of a module on rows, or None. The official settings with batch
       norm become layer norm here: no state is carried from step to step.
+    typed_norm: layer norm with one scale and shift per node type instead.
     activation: after the encoder and after each norm.
     residual: each layer's input is added to its output; widths must agree.
     jumping_knowledge: the head reads all layers' outputs side by side (not the encoded rows).
@@ -66,6 +68,7 @@ class Homogeneous(nnx.Module):
     dim: int,
     convs: Sequence[Factory],
     norm: Factory | None = nnx.LayerNorm,
+    typed_norm: bool = False,
     activation: Callable[[Array], Array] = jax.nn.relu,
     residual: bool = False,
     jumping_knowledge: bool = False,
@@ -78,6 +81,8 @@ class Homogeneous(nnx.Module):
       widths.append(layers[-1].out_dim)
     if residual and len(set(widths)) > 1:
       raise InputError(f"residual needs layers of one width, they have {widths}")
+    if typed_norm:
+      norm = functools.partial(TypedLayerNorm, len(schema.node_types))
     self.encoder = encoder
     self.convs = nnx.List(layers)
     self.norms = nnx.List([norm(width, rngs=rngs) for width in widths[1:]] if norm else [])
@@ -85,6 +90,7 @@ class Homogeneous(nnx.Module):
     self.head = nnx.Linear(head_dim, schema.num_classes, rngs=rngs)
     self.activation, self.dropout_rate = activation, dropout_rate
     self.residual, self.jumping_knowledge = residual, jumping_knowledge
+    self.typed_norm = typed_norm
 
   def __call__(
     self, graph: HeteroGraph, *, visible: Array | None = None, key: Array | None = None
@@ -93,10 +99,11 @@ class Homogeneous(nnx.Module):
     del visible
     h = self.activation(self.encoder(graph))
     states = []
+    offsets = (graph.node_offsets,) if self.typed_norm else ()
     for at, (conv, layer_key) in enumerate(zip(self.convs, split(key, len(self.convs)))):
       conv_key = None if key is None else jax.random.fold_in(layer_key, 1)
       update = conv(dropout(h, self.dropout_rate, layer_key), graph, key=conv_key)
-      update = self.activation(self.norms[at](update) if len(self.norms) else update)
+      update = self.activation(self.norms[at](update, *offsets) if len(self.norms) else update)
       h = h + update if self.residual else update
       states.append(h)
     if self.jumping_knowledge:

@@ -13,4 +13,6 @@ from h2g.nn.conv.gcn import GCNConv as GCNConv
 from h2g.nn.conv.gcn import propagate as propagate
 from h2g.nn.conv.gin import GINConv as GINConv
 from h2g.nn.conv.mixhop import MixHopConv as MixHopConv
+from h2g.nn.conv.rgat import RGATConv as RGATConv
+from h2g.nn.conv.rgcn import RGCNConv as RGCNConv
 from h2g.nn.conv.sage import SAGEConv as SAGEConv
