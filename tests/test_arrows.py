@@ -25,9 +25,10 @@ ARROWS = {
   "benchmark": ("errors", "train"),
   "papers": ("errors", "train"),
   "report": ("errors",),
+  "metrics": (),
   "convert": ("errors", "ops", "graph", "nn", "models"),
   "experiments": (
-    *("errors", "ops", "graph", "nn", "data", "models", "train", "papers", "convert"),
+    *("errors", "ops", "graph", "nn", "data", "models", "train", "papers", "convert", "metrics"),
   ),
   "configs": (),
 }

@@ -1,0 +1,31 @@
+"""Measures against cases counted by hand."""
+
+import numpy as np
+import pytest
+
+from h2g.metrics import average_precision
+from h2g.metrics import linear_probe
+from h2g.metrics import retrieval_map
+
+
+def test_average_precision_by_hand():
+  scores = np.array([[0.9, 0.8, 0.7, 0.1]] * 3)
+  relevant = np.array([[1, 0, 1, 0], [0, 0, 0, 1], [1, 1, 0, 0]], bool)
+  np.testing.assert_allclose(average_precision(scores, relevant), [(1 + 2 / 3) / 2, 0.25, 1.0])
+  assert np.isnan(average_precision(scores[:1], np.zeros((1, 4), bool)))[0]
+
+
+def test_map_leaves_out_what_has_no_label_or_no_match():
+  gallery = np.eye(3)
+  queries = np.array([[1.0, 0.5, 0], [0, 1, 0.5], [0, 0, 1]])
+  found = retrieval_map(queries, np.array([0, -1, 7]), gallery, np.array([1, 0, -1]))
+  assert found == pytest.approx(0.5)  # one query is left; its match is second of two
+  assert np.isnan(retrieval_map(queries, np.array([5, 5, 5]), gallery, np.array([1, 0, 2])))
+
+
+def test_a_linear_probe_finds_what_is_linear_and_nothing_else():
+  rng = np.random.default_rng(0)
+  labels, other = rng.integers(0, 3, (2, 600))
+  x = np.eye(3)[labels] @ rng.normal(size=(3, 8)) + 0.01 * rng.normal(size=(600, 8))
+  assert linear_probe(x[:400], labels[:400], x[400:], labels[400:]) > 0.99
+  assert linear_probe(x[:400], other[:400], x[400:], other[400:]) < 0.5
