@@ -1,0 +1,1 @@
+"""Conditional cross attention: one network, one embedding space per attribute."""
