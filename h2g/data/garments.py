@@ -11,7 +11,7 @@ import numpy as np
 
 # Attribute: names of its values.
 ATTRIBUTES = {
-  "shape": ("rectangle", "flared", "tapered", "round"),
+  "shape": ("long", "flared", "tapered", "cropped"),
   "colour": ("red", "green", "blue", "yellow", "magenta", "cyan"),
   "stripes": ("horizontal", "vertical", "rising", "falling"),
   "sleeves": ("none", "short", "long"),
@@ -33,7 +33,9 @@ class Garments(NamedTuple):
   labels: np.ndarray
 
 
-def garments(num: int, *, seed: int, size: int = 32, noise: float = 0.08) -> Garments:
+def garments(
+  num: int, *, seed: int, size: int = 32, noise: float = 0.08, jitter: float = 1.0
+) -> Garments:
   """Draws garments; the same arguments give the same images.
 
   Args:
@@ -41,20 +43,22 @@ def garments(num: int, *, seed: int, size: int = 32, noise: float = 0.08) -> Gar
     seed: of the attributes, the jitter (place, scale, tint, phase of the stripes) and the noise.
     size: side in pixels.
     noise: standard deviation of each pixel, of a full range of 1.
+    jitter: how far place, size, tint, background and phase of the stripes vary; at 1 the phase is
+      anything, at 0 all is fixed.
   """
   rng = np.random.default_rng(seed)
   labels = np.stack([rng.integers(0, len(names), num) for names in ATTRIBUTES.values()], axis=1)
   shape, colour, stripes, sleeves, mark = labels.T
-  draw = lambda scale, *axes: rng.uniform(-scale, scale, (num, *axes, 1, 1))
+  draw = lambda scale, *axes: jitter * rng.uniform(-scale, scale, (num, *axes, 1, 1))
   # Coordinates of the garment, about -1 to 1; arrays are [N, size, size] from here on.
   grid = np.linspace(-1, 1, size)
   scale = 1 + draw(0.08)
   y, x = (grid[None, :, None] - draw(0.1)) / scale, (grid[None, None, :] - draw(0.1)) / scale
   at = lambda table, ids: np.asarray(table)[ids][:, None, None]
-  tall = np.abs(y) < 0.72
-  half = np.stack([0.42 + 0 * y, 0.42 + 0.22 * y, 0.42 - 0.22 * y])  # rectangle, flared, tapered
-  straight = tall & (np.abs(x) < half[np.minimum(shape, 2), np.arange(num)])
-  body = np.where(at(shape == 3, slice(None)), (x / 0.55) ** 2 + (y / 0.78) ** 2 < 1, straight)
+  # Half the width at each height, and half the height, of each shape.
+  half = np.stack([0.26 + 0 * y, 0.34 + 0.34 * y, 0.34 - 0.34 * y, 0.55 + 0 * y])
+  tall = np.array([0.8, 0.75, 0.75, 0.42])
+  body = (np.abs(x) < half[shape, np.arange(num)]) & (np.abs(y) < at(tall, shape))
   # Sleeves hang outside the body, downwards from the shoulders.
   down = y + 0.6
   sleeve = (
@@ -65,6 +69,6 @@ def garments(num: int, *, seed: int, size: int = 32, noise: float = 0.08) -> Gar
   light = 0.85 + 0.3 * np.sign(np.sin(14 * wave + draw(np.pi)))
   tint = _COLOURS[colour][:, None, None, :] + draw(0.06, 3).reshape(num, 1, 1, 3)
   image = np.where(cloth[..., None], tint * light[..., None], 0.5 + draw(0.1)[..., None])
-  dot = (y - at(_MARKS[:, 0], mark)) ** 2 + (x - at(_MARKS[:, 1], mark)) ** 2 < 0.13**2
+  dot = (y - at(_MARKS[:, 0], mark)) ** 2 + (x - at(_MARKS[:, 1], mark)) ** 2 < 0.17**2
   image = np.where(dot[..., None], 1.0, image) + rng.normal(0, noise, image.shape)
   return Garments((image.clip(0, 1) * 255).astype(np.uint8), labels.astype(np.int32))
