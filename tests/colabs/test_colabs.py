@@ -14,6 +14,7 @@ def test_notebook_runs(path, monkeypatch):
   nbformat = pytest.importorskip("nbformat", reason="notebooks need the extra [dev] or [colab]")
   nbclient = pytest.importorskip("nbclient", reason="notebooks need the extra [dev] or [colab]")
   monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+  monkeypatch.delenv("XLA_FLAGS")  # one device and all of XLA's passes, as whoever opens it has
   monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of the kernel's client, not ours
