@@ -25,8 +25,8 @@ def over_shards(
   Args:
     function: of the local arrays; batch entries and heads must not interact in it.
     arrays: operands; the first one tells the layout, the others follow. None stays None.
-    axes: one letter per axis of each array: "b" batch, "h" heads (any number of them that the
-      shards divide, or 1), anything else is never sharded.
+    axes: one letter per axis of each array: "b" batch, "h" heads or independent columns (any
+      number of them that the shards divide, or 1), anything else is never sharded.
     out_axes: pytree of such strings, for what `function` returns.
     sharding: layout of the first array; None reads it from the array where it shows it (an array
       that is laid out over several devices, or an explicit mesh axis) and runs unmapped where it

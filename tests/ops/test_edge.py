@@ -204,3 +204,59 @@ def test_calls_that_cannot_be_served_say_why():
     edge_attention(q, k, v, index, implementation="fast")
   with pytest.raises(ValueError, match=r"receivers\[1\] = 9 is outside \[0, 3\)"):
     build_edge_index([0, 1], [0, 9], 3, 3)
+
+
+def two_devices(*spec):
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("x",))
+  return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+
+
+@pytest.mark.parametrize("op", ["attention", "attention with bias", "sum of heads", "flat sum"])
+def test_shard_map_edge(op):
+  """Two devices give what one gives, forward and backward, and none gathers another's heads."""
+  index, q, k, v, bias = example(heads=4)
+  call, arrays = {
+    "attention": (lambda *a, **o: edge_attention(*a, index, clip=1.0, **o), (q, k, v)),
+    "attention with bias": (
+      lambda q, k, v, b, **o: edge_attention(q, k, v, index, bias=b, **o),
+      (q, k, v, bias),
+    ),
+    "sum of heads": (lambda x, w, **o: edge_sum(x, index, weights=w, **o), (v, bias)),
+    "flat sum": (
+      lambda x, w, **o: edge_sum(x, index, weights=w, mean=True, **o),
+      (v[:, 0], bias[:, 0]),
+    ),
+  }[op]
+  arrays = [jnp.asarray(x) for x in arrays]
+  sharding = two_devices(None, "x")
+  placed = [jax.device_put(x, sharding if x.ndim > 1 else two_devices()) for x in arrays]
+  run = lambda **o: jax.jit(lambda *a: contract.value_and_grads(functools.partial(call, **o), *a))
+  want, mapped = run()(*arrays), run(sharding=sharding)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), mapped(*placed), want)
+  assert (
+    "all-gather"
+    not in jax.jit(lambda *a: call(*a, sharding=sharding)).lower(*placed).compile().as_text()
+  )
+  text = mapped.lower(*placed).compile().as_text()
+  assert "all-gather" not in text and "all-to-all" not in text
+  # An array that is laid out already says so itself.
+  out = call(*placed)
+  assert out.sharding.is_equivalent_to(sharding, out.ndim)
+  np.testing.assert_allclose(out, want[0], atol=2e-5)
+
+
+def test_seeds_are_sharded_by_vmap():
+  index, *arrays = example(heads=4)
+  stacked = [jnp.stack([x, 0.5 * x]) for x in map(jnp.asarray, arrays[:3])]
+  call = jax.jit(jax.vmap(lambda q, k, v: edge_attention(q, k, v, index)))
+  placed = [jax.device_put(x, two_devices("x")) for x in stacked]
+  np.testing.assert_allclose(call(*placed), call(*stacked), atol=1e-6)
+  assert "all-gather" not in call.lower(*placed).compile().as_text()
+
+
+def test_shards_that_do_not_fit_are_refused():
+  index, q, k, v, _ = example(heads=3)
+  with pytest.raises(ValueError, match="heads 3 must be divisible by its 2 shards"):
+    edge_attention(q, k, v, index, sharding=two_devices(None, "x"))
+  with pytest.raises(NotImplementedError, match="only batch and heads can be sharded"):
+    edge_attention(q, k, v, index, sharding=two_devices("x"))

@@ -1,5 +1,6 @@
 """Typed linear maps: the contract for static and dynamic offsets, padding, refusals."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -79,3 +80,27 @@ def test_refusals_name_the_shapes():
     typed_linear(x, w, offsets=OFFSETS, bias=bias[:3])
   with pytest.raises(NotImplementedError, match="there are xla, reference"):
     typed_linear(x, w, offsets=OFFSETS, implementation="mosaic_gpu")
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_shard_map_edge(dynamic):
+  """Columns out over two devices: what one gives, and no gathering."""
+  x, w, bias = (jnp.asarray(a) for a in arrays())
+  w, bias = jnp.concatenate([w, -w], 2), jnp.concatenate([bias, 2 * bias], 1)
+  offsets = jnp.asarray(OFFSETS, jnp.int32) if dynamic else OFFSETS
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("x",))
+  place = lambda *spec: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+  columns = place(None, None, "x")
+  placed = [jax.device_put(a, s) for a, s in [(x, place()), (w, columns), (bias, place(None, "x"))]]
+
+  def run(sharding):
+    call = lambda x, w, bias: typed_linear(x, w, offsets=offsets, bias=bias, sharding=sharding)
+    return jax.jit(lambda *a: contract.value_and_grads(call, *a))
+
+  want, mapped = run(None)(x, w, bias), run(columns)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), mapped(*placed), want)
+  assert "all-gather" not in mapped.lower(*placed).compile().as_text()
+  out = typed_linear(*placed[:2], offsets=offsets, bias=placed[2])
+  assert out.sharding.is_equivalent_to(place(None, "x"), 2)
+  with pytest.raises(NotImplementedError, match="sharded"):
+    typed_linear(x, w, offsets=offsets, sharding=place("x"))

@@ -7,8 +7,11 @@ from typing import NamedTuple
 
 from jax import Array
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
 
 from h2g.ops import dispatch
+from h2g.ops import sharding as sharding_lib
 from h2g.ops.edge import reference
 from h2g.ops.edge import xla
 from h2g.ops.edge.index import EdgeIndex
@@ -16,6 +19,7 @@ from h2g.ops.edge.index import EdgeIndex
 ATTENTION = dict(xla=xla.edge_attention, reference=reference.edge_attention)
 SUM = dict(xla=xla.edge_sum, reference=reference.edge_sum)
 ORDER = dict.fromkeys(("cpu", "gpu", "tpu"), ("xla", "reference"))
+WHOLE = ("_",) * len(EdgeIndex._fields)  # every shard of heads reads the same edges
 
 
 class EdgeAttentionOut(NamedTuple):
@@ -45,6 +49,7 @@ def edge_attention(
   dropout_key: Array | None = None,
   return_weights: bool = False,
   return_lse: bool = False,
+  sharding: NamedSharding | PartitionSpec | None = None,
   implementation: str | None = None,
 ) -> Array | EdgeAttentionOut:
   """Softmax attention of every receiver over its incoming edges.
@@ -67,13 +72,16 @@ def edge_attention(
     dropout_rate: probability of dropping a weight; the others grow by 1 / (1 - rate).
     dropout_key: PRNG key; None keeps all weights.
     return_weights, return_lse: return `EdgeAttentionOut`. The weights come from the reference form.
+    sharding: layout of q over a mesh, where q itself does not show it; heads may be sharded, and
+      each shard serves its own. Seeds are sharded by `jax.vmap`, as any leading axis.
     implementation: "xla" (reads rows both ways, no array of edges x features) or "reference"; None
       chooses.
   Returns:
     [N, H, F] in v's dtype, zeros for receivers without edges; computed in float32.
   Raises:
-    ValueError: shapes disagree, or a setting is out of range.
-    NotImplementedError: unknown implementation, or one that cannot return what is asked for.
+    ValueError: shapes disagree, a setting is out of range, or shards do not divide the heads.
+    NotImplementedError: unknown implementation, or one that cannot return what is asked for; or
+      `sharding` splits another axis than heads.
   Source: arXiv 1710.10903 eq. 3-6 (graph attention); arXiv 2407.10916 (clip, all relations
     together).
   """
@@ -91,20 +99,31 @@ def edge_attention(
   keep = None
   if dropout_key is not None and dropout_rate:
     keep = reference.kept(dropout_key, dropout_rate, (index.senders.shape[0], q.shape[1]))
-  out, lse, weights = dispatch.choose(
-    "edge_attention",
-    ATTENTION,
-    ORDER,
-    implementation,
-    q,
-    k,
-    v,
-    index,
-    bias=bias,
-    scale=scale,
-    clip=clip,
-    keep=keep,
-    return_weights=return_weights,
+
+  def attend(q, k, v, bias, keep, *edges):
+    out, lse, weights = dispatch.choose(
+      "edge_attention",
+      ATTENTION,
+      ORDER,
+      implementation,
+      q,
+      k,
+      v,
+      EdgeIndex(*edges),
+      bias=bias,
+      scale=scale,
+      clip=clip,
+      keep=keep,
+      return_weights=return_weights,
+    )
+    return out, lse, weights if return_weights else None
+
+  out, lse, weights = sharding_lib.over_shards(
+    attend,
+    (q, k, v, bias, keep, *index),
+    ("_h_", "_h_", "_h_", "_h", "_h", *WHOLE),
+    ("_h_", "_h", "_h" if return_weights else None),
+    sharding,
   )
   if return_weights or return_lse:
     return EdgeAttentionOut(out, lse if return_lse else None, weights if return_weights else None)
@@ -117,6 +136,7 @@ def edge_sum(
   *,
   weights: Array | None = None,
   mean: bool = False,
+  sharding: NamedSharding | PartitionSpec | None = None,
   implementation: str | None = None,
 ) -> Array:
   """Weighted sum over incoming edges: out[n] = sum_{e: r(e) = n} w[e] x[u(e)].
@@ -126,12 +146,15 @@ def edge_sum(
     index: the edges, as in `edge_attention`.
     weights: [E], or [E, H] where x is [M, H, F]; None: ones. Receiver order.
     mean: divide by the number of incoming edges (by one where there is none).
+    sharding: layout of x over a mesh, where x itself does not show it; its second axis (columns, or
+      heads) may be sharded.
     implementation: as in `edge_attention`.
   Returns:
     [N, G] or [N, H, F] in x's dtype, accumulated in float32; zeros for receivers without edges.
     Differentiable in x and weights.
   Raises:
-    ValueError: shapes disagree. NotImplementedError: unknown implementation.
+    ValueError: shapes disagree, or shards do not divide the second axis.
+    NotImplementedError: unknown implementation, or `sharding` splits another axis.
   """
   num_edges, rows = index.senders.shape[0], index.sender_indptr.shape[0] - 1
   if x.ndim not in (2, 3) or x.shape[0] != rows:
@@ -141,6 +164,20 @@ def edge_sum(
     raise ValueError(f"weights {weights.shape} must be one of {fits} for x {x.shape}")
   if num_edges == 0:
     return jnp.zeros((index.indptr.shape[0] - 1, *x.shape[1:]), x.dtype)
+  of_weights = "_" if weights is None or weights.ndim == 1 else "_h"
+  axes = "_h_"[: x.ndim]
+
+  def total(x, weights, *edges):
+    return _sum(x, weights, EdgeIndex(*edges), mean, implementation)
+
+  return sharding_lib.over_shards(
+    total, (x, weights, *index), (axes, of_weights, *WHOLE), axes, sharding
+  )
+
+
+def _sum(x: Array, weights: Array | None, index: EdgeIndex, mean: bool, implementation):
+  """`edge_sum` of one shard."""
+  num_edges = index.senders.shape[0]
   accumulate = jnp.float64 if x.dtype == jnp.float64 else jnp.float32  # float64 serves the tests
   heads = x if x.ndim == 3 else x[:, None, :]
   wide = (
