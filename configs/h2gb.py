@@ -72,6 +72,8 @@ MODELS = {
   "rgcn": {"dim": 64, "num_layers": 2, "dropout_rate": 0.5},
   "rgraphsage": {"dim": 64, "num_layers": 2, "dropout_rate": 0.5},
   "rgat": {"dim": 64, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.5},
+  "han": {"dim": 64, "num_layers": 2, "num_heads": 8, "dropout_rate": 0.5},
+  "shgn": {"dim": 64, "num_layers": 2, "num_heads": 8, "dropout_rate": 0.5},
   # Transformers; not tuned.
   "polyformer": {"dim": 64, "num_layers": 2, "num_heads": 8, "hops": 3, "dropout_rate": 0.2},
   "gophormer": {
@@ -124,6 +126,15 @@ PUBLISHED = {
   "rgcn": {"dim": 256, "num_layers": 3, "dropout_rate": 0.2},
   "rgraphsage": {"dim": 256, "num_layers": 3, "dropout_rate": 0.2},
   "rgat": {"dim": 256, "num_layers": 3, "num_heads": 8, "head_dim": 256, "dropout_rate": 0.2},
+  "han": {"dim": 256, "num_layers": 3, "num_heads": 8, "dropout_rate": 0.2},
+  "shgn": {
+    "dim": 64,
+    "num_layers": 3,
+    "num_heads": 8,
+    "head_dim": 64,
+    "dropout_rate": 0.2,
+    "attention_dropout": 0.2,
+  },
   "polyformer": {"dim": 256, "num_layers": 3, "num_heads": 8, "hops": 1, "dropout_rate": 0.2},
   "gophormer": {
     "dim": 256,
@@ -174,6 +185,8 @@ PUBLISHED_LR = {
   "rgcn": 1e-3,
   "rgraphsage": 1e-3,
   "rgat": 1e-3,
+  "han": 5e-4,
+  "shgn": 5e-4,
 }
 # h2g_former on several devices: what reads the hidden rows is split by inputs over fsdp and by
 # outputs over tensor, what writes them the other way round.

@@ -31,6 +31,8 @@ MODELS = {
   "rgcn": models.rgcn,
   "rgraphsage": models.rgraphsage,
   "rgat": models.rgat,
+  "han": models.han,
+  "shgn": models.SHGN,
   # Transformers.
   "polyformer": models.PolyFormer,
   "gophormer": models.Gophormer,

@@ -23,9 +23,11 @@ from h2g.models.lsgnn import LSGNN as LSGNN
 from h2g.models.mlp import MLP as MLP
 from h2g.models.nagphormer import NAGphormer as NAGphormer
 from h2g.models.polyformer import PolyFormer as PolyFormer
+from h2g.models.relational import han as han
 from h2g.models.relational import rgat as rgat
 from h2g.models.relational import rgcn as rgcn
 from h2g.models.relational import rgraphsage as rgraphsage
 from h2g.models.sgc import SGC as SGC
+from h2g.models.shgn import SHGN as SHGN
 from h2g.models.unified_gt import h2g_former as h2g_former
 from h2g.models.unified_gt import UnifiedGT as UnifiedGT

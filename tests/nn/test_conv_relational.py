@@ -1,5 +1,7 @@
 """Operators that tell relations apart against dense matrices, and against PyG where it has them."""
 
+import functools
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from tests.models.graphs import adjacency
 from tests.models.graphs import random_graph
 
 WIDTH = 6
+relu = functools.partial(np.maximum, 0.0)
 
 
 def without_self_edges(graph):
@@ -83,12 +86,68 @@ def dense_rgat(m):
   return out + value(m.bias)[TYPE]
 
 
+def dense_shgn(m):
+  heads, edge = m.num_heads, []
+  for e in value(m.edge):
+    edge.append(((e @ value(m.edge_kernel)).reshape(heads, -1) * value(m.edge_score)).sum(1))
+  z = (H @ value(m.kernel)).reshape(N, heads, -1)
+  outs = []
+  for k in range(heads):
+    base = (z[:, k] @ value(m.receiver)[k])[:, None] + z[:, k] @ value(m.sender)[k]
+    exp = [a * np.exp(leaky(base + edge[r][k], m.slope)) for r, a in enumerate([*PARTS, np.eye(N)])]
+    total = sum(exp).sum(1, keepdims=True)
+    # The layer before gave every edge 0.7, and every node itself 0.3.
+    kept = sum(PARTS) * 0.7 + np.eye(N) * 0.3
+    outs.append(((1 - m.beta) * sum(exp) / total + m.beta * kept) @ z[:, k])
+  return np.concatenate(outs, 1) + H @ value(m.residual)
+
+
+def dense_han(m):
+  z = np.einsum("ng,ngf->nf", H, value(m.linear.kernel)[TYPE]) + value(m.linear.bias)[TYPE]
+  z = z.reshape(N, m.num_heads, -1)
+  act = relu if m.activation is jax.nn.relu else lambda x: np.where(x > 0, x, np.exp(x) - 1)
+  out = np.zeros((N, m.out_dim))
+  for name, rows in ROWS.items():
+    found = []
+    for r, (edge_type, a) in enumerate(zip(SCHEMA.edge_types, PARTS)):
+      if edge_type[2] != name:
+        continue
+      heads = []
+      for k in range(m.num_heads):
+        s = (z[:, k] @ value(m.receiver)[r, k])[:, None] + z[:, k] @ value(m.sender)[r, k]
+        counts = a + loops(edge_type) if m.self_loops else a
+        heads.append(attended(counts, leaky(s, m.slope), z[:, k])[rows])
+      found.append(act(np.concatenate(heads, 1)))
+    kernel, bias = value(m.semantic.kernel), value(m.semantic.bias)
+    w = np.exp([(np.tanh(x @ kernel + bias) @ value(m.query)).mean() for x in found])
+    out[rows] = sum(share * x for share, x in zip(w / w.sum(), found))
+  return out
+
+
 CASES = {
   "rgcn": (conv.RGCNConv, dict(out_dim=4), dense_rgcn),
   "rgraphsage": (conv.RGCNConv, dict(out_dim=4, typed=True), dense_rgcn),
   "rgat": (conv.RGATConv, dict(head_dim=3, num_heads=2), dense_rgat),
   "rgat_mean": (conv.RGATConv, dict(head_dim=3, num_heads=2, concat=False), dense_rgat),
+  "shgn": (
+    conv.SHGNConv,
+    dict(head_dim=3, num_heads=2, edge_dim=4, beta=0.3, residual=True),
+    dense_shgn,
+  ),
+  "han": (conv.HANConv, dict(out_dim=4, num_heads=2), dense_han),
+  "han_pyg": (
+    conv.HANConv,
+    dict(out_dim=4, num_heads=2, self_loops=False, activation=jax.nn.relu),
+    dense_han,
+  ),
 }
+
+
+def called(name, module, rows, graph):
+  if name != "shgn":
+    return module(rows, graph)
+  p = jnp.full((graph.incoming.senders.shape[0], 2), 0.7), jnp.full((len(rows), 2), 0.3)
+  return module(rows, graph, before=p)[0]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -104,7 +163,7 @@ def test_operator_equals_its_dense_form_whatever_stands_in_the_padding(name):
   @jax.jit
   def out_and_gradient(module, rows, graph):
     def loss(module):
-      out = module(rows, graph)
+      out = called(name, module, rows, graph)
       return jnp.sum(jnp.where(real[:, None], out, 0.0) ** 2), out
 
     return jax.grad(loss, has_aux=True)(module)
@@ -138,6 +197,18 @@ def pyg_rows(name, ours, nn, torch):
     kinds = torch.tensor(np.repeat(np.arange(len(edges)), [e.shape[1] for e in edges.values()]))
     out = theirs(torch.tensor(H), torch.cat(shifted, 1), kinds)
     return {name: out[rows] for name, rows in ROWS.items()}
+  if name == "han_pyg":
+    theirs = nn.HANConv(WIDTH, 4, (list(ROWS), list(SCHEMA.edge_types)), heads=2)
+    for t, node_type in enumerate(ROWS):
+      theirs.proj[node_type].weight = put(value(ours.linear.kernel)[t].T)
+      theirs.proj[node_type].bias = put(value(ours.linear.bias)[t])
+    for r, edge_type in enumerate(SCHEMA.edge_types):
+      theirs.lin_src["__".join(edge_type)] = put(value(ours.sender)[r][None])
+      theirs.lin_dst["__".join(edge_type)] = put(value(ours.receiver)[r][None])
+    theirs.q = put(value(ours.query)[None])
+    theirs.k_lin.weight = put(value(ours.semantic.kernel).T)
+    theirs.k_lin.bias = put(value(ours.semantic.bias))
+    return theirs(x, edges)
   convs = {}
   for r, (source, middle, target) in enumerate(SCHEMA.edge_types):
     t = SCHEMA.node_types.index(target)
@@ -159,7 +230,7 @@ def pyg_rows(name, ours, nn, torch):
   return nn.HeteroConv(convs, aggr="sum")(x, edges)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["rgcn", "rgraphsage", "rgat", "rgat_mean", "han_pyg"])
 def test_operator_equals_pyg(name):
   reason = "PyTorch Geometric is not installed (extra [pyg])"
   torch = pytest.importorskip("torch", reason=reason)

@@ -12,7 +12,9 @@ from h2g.nn.conv.gat import GATConv as GATConv
 from h2g.nn.conv.gcn import GCNConv as GCNConv
 from h2g.nn.conv.gcn import propagate as propagate
 from h2g.nn.conv.gin import GINConv as GINConv
+from h2g.nn.conv.han import HANConv as HANConv
 from h2g.nn.conv.mixhop import MixHopConv as MixHopConv
 from h2g.nn.conv.rgat import RGATConv as RGATConv
 from h2g.nn.conv.rgcn import RGCNConv as RGCNConv
 from h2g.nn.conv.sage import SAGEConv as SAGEConv
+from h2g.nn.conv.shgn import SHGNConv as SHGNConv
