@@ -72,8 +72,9 @@ def _status(argv: list[str]) -> int:
     if processes.lost_a_peer(error):
       reason = " ".join(str(error).split())[:160]
       return _fail(
-          f"another process of the job is gone ({reason}); run the same commands to go on from the "
-          "last checkpoint", stops.LOST
+        f"another process of the job is gone ({reason}); run the same commands to go on from the "
+        "last checkpoint",
+        stops.LOST,
       )
     if processes.several():
       traceback.print_exc()
@@ -129,8 +130,8 @@ def _build(config):
   except ModuleNotFoundError as error:
     if error.name and f"{module}.".startswith(f"{error.name}."):
       raise InputError(
-          f"config.experiment={name!r}: there is no module {module}; run from the repository, or "
-          "name a folder of experiments/"
+        f"config.experiment={name!r}: there is no module {module}; run from the repository, or "
+        "name a folder of experiments/"
       ) from error
     raise
 
@@ -144,10 +145,10 @@ def _parse(argv: list[str]) -> Arguments:
   workdir = flags.DEFINE_string("workdir", None, "", flag_values=values)
   progress = flags.DEFINE_bool("progress", True, "", flag_values=values)
   job = (
-      flags.DEFINE_string("coordinator_address", None, "", flag_values=values),
-      flags.DEFINE_integer("num_processes", None, "", lower_bound=1, flag_values=values),
-      flags.DEFINE_integer("process_id", None, "", lower_bound=0, flag_values=values),
-      flags.DEFINE_bool("distributed", False, "", flag_values=values),
+    flags.DEFINE_string("coordinator_address", None, "", flag_values=values),
+    flags.DEFINE_integer("num_processes", None, "", lower_bound=1, flag_values=values),
+    flags.DEFINE_integer("process_id", None, "", lower_bound=0, flag_values=values),
+    flags.DEFINE_bool("distributed", False, "", flag_values=values),
   )
   try:
     if config is not None:

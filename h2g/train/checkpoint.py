@@ -33,7 +33,7 @@ SPARE = 1 << 20  # bytes that a save takes besides its arrays, generously
 # Orbax prints the traceback of a failed save from each of its threads; it is raised to us as well.
 _TOLD = ("_SignalingThread", "background save thread", "Save Finalize thread")
 logging.getLogger("absl").addFilter(
-    lambda record: not any(text in record.getMessage() for text in _TOLD)
+  lambda record: not any(text in record.getMessage() for text in _TOLD)
 )
 
 
@@ -66,7 +66,7 @@ class Checkpoints:
     options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, cleanup_tmp_directories=True)
     with _disk_errors(self._folder):
       self._manager = ocp.CheckpointManager(
-          self._folder, item_names=("state", "best", "record"), options=options
+        self._folder, item_names=("state", "best", "record"), options=options
       )
 
   def save(self, state: State, best: Best, record: Record) -> None:
@@ -76,19 +76,19 @@ class Checkpoints:
     self._require_space()
     state, best = self._form.pack((state, best))
     host = dataclasses.asdict(record) | {
-        "config_hash": self._config_hash,
-        "shapes": self._shapes,
-        "fingerprint": {"state": fingerprint(state), "best": fingerprint(best)},
+      "config_hash": self._config_hash,
+      "shapes": self._shapes,
+      "fingerprint": {"state": fingerprint(state), "best": fingerprint(best)},
     }
     with _disk_errors(self._folder):
       self._manager.save(
-          record.step,
-          args=ocp.args.Composite(
-              state=ocp.args.StandardSave(state),
-              best=ocp.args.StandardSave(best),
-              record=ocp.args.JsonSave(host),
-          ),
-          force=True,
+        record.step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state),
+          best=ocp.args.StandardSave(best),
+          record=ocp.args.JsonSave(host),
+        ),
+        force=True,
       )
     self._last = record.step
 
@@ -140,9 +140,9 @@ class Checkpoints:
     free = shutil.disk_usage(self._folder).free
     if free < needed:
       raise InputError(
-          f"cannot write to {self._folder}: No space left on device (a checkpoint takes up to "
-          f"{needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free); make room, then run the same "
-          "command"
+        f"cannot write to {self._folder}: No space left on device (a checkpoint takes up to "
+        f"{needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free); make room, then run the same "
+        "command"
       )
 
   def _newest(self, items: tuple[str, ...]):
@@ -157,8 +157,10 @@ class Checkpoints:
         damaged[step] = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         continue
       for bad, reason in damaged.items():
-        say(f"warning: checkpoint {self._folder / str(bad)} is damaged ({reason}); "
-            f"going on from step {step}")
+        say(
+          f"warning: checkpoint {self._folder / str(bad)} is damaged ({reason}); "
+          f"going on from step {step}"
+        )
         if is_first_process():
           (self._folder / str(bad)).rename(self._folder / f"damaged-{bad}")
       if damaged:
@@ -167,8 +169,8 @@ class Checkpoints:
     if damaged:
       step, reason = next(iter(damaged.items()))
       raise InputError(
-          f"no checkpoint in {self._folder} can be read (step {step}: {reason}): remove that "
-          "folder to train from the start"
+        f"no checkpoint in {self._folder} can be read (step {step}: {reason}): remove that "
+        "folder to train from the start"
       )
     return None
 
@@ -177,14 +179,14 @@ class Checkpoints:
     host = self._manager.restore(step, args=only_record).record
     if host["config_hash"] != self._config_hash:
       raise InputError(
-          f"checkpoint {self._folder / str(step)} is of another config ({host['config_hash']}, not "
-          f"{self._config_hash}): choose another --workdir, or remove this one"
+        f"checkpoint {self._folder / str(step)} is of another config ({host['config_hash']}, not "
+        f"{self._config_hash}): choose another --workdir, or remove this one"
       )
     for name in items:
       if differing := differences(host.get("shapes", self._shapes)[name], self._shapes[name]):
         raise InputError(
-            f"checkpoint {self._folder / str(step)} is of another model ({differing}): train in "
-            "another --workdir, or with the code that wrote it"
+          f"checkpoint {self._folder / str(step)} is of another model ({differing}): train in "
+          "another --workdir, or with the code that wrote it"
         )
     args = {name: ocp.args.StandardRestore(self._form.abstract[name]) for name in items}
     found = self._manager.restore(step, args=ocp.args.Composite(**args))
@@ -232,7 +234,7 @@ class SavedForm:
     target = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     shapes = jax.eval_shape(pack, abstract)
     with_sharding = lambda leaf, sharding: jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=sharding
+      leaf.shape, leaf.dtype, sharding=sharding
     )
     state, best = jax.tree.map(with_sharding, shapes, saved)
     self.abstract = {"state": state, "best": best}
@@ -273,17 +275,17 @@ def differences(saved: dict[str, list], wanted: dict[str, list], most: int = 5) 
   """What is missing from `saved`, not expected in it, and of another shape; "" where they agree."""
   text = lambda of, name: f"{name} {of[name][0]}{of[name][1:]}"
   kinds = {
-      "missing": [text(wanted, name) for name in wanted if name not in saved],
-      "unexpected": [text(saved, name) for name in saved if name not in wanted],
-      "mismatched": [
-          f"{text(saved, name)}, now {wanted[name][0]}{wanted[name][1:]}"
-          for name in wanted
-          if name in saved and saved[name] != wanted[name]
-      ],
+    "missing": [text(wanted, name) for name in wanted if name not in saved],
+    "unexpected": [text(saved, name) for name in saved if name not in wanted],
+    "mismatched": [
+      f"{text(saved, name)}, now {wanted[name][0]}{wanted[name][1:]}"
+      for name in wanted
+      if name in saved and saved[name] != wanted[name]
+    ],
   }
   more = lambda found: f" and {len(found) - most} more" if len(found) > most else ""
   return "; ".join(
-      f"{kind}: {', '.join(found[:most])}{more(found)}" for kind, found in kinds.items() if found
+    f"{kind}: {', '.join(found[:most])}{more(found)}" for kind, found in kinds.items() if found
   )
 
 

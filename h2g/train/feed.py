@@ -90,8 +90,8 @@ def _checkpointable(dataset: Iterable[Batch]) -> Iterator[Batch]:
   iterator = iter(dataset)
   if not (hasattr(iterator, "get_state") and hasattr(iterator, "set_state")):
     raise InputError(
-        f"train_batches returned {type(dataset).__name__}, whose iterator has no get_state and "
-        "set_state, so the run could not be resumed: return a Batch or a grain dataset"
+      f"train_batches returned {type(dataset).__name__}, whose iterator has no get_state and "
+      "set_state, so the run could not be resumed: return a Batch or a grain dataset"
     )
   return iterator
 

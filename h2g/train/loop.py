@@ -107,12 +107,12 @@ def restore_best(experiment: Experiment, config, workdir: str | Path):
 def make_programs(experiment: Experiment, settings: Settings, layout: Layout) -> Programs:
   """The programs that the settings ask for."""
   return Programs(
-      experiment,
-      make_optimizer(settings),
-      layout,
-      length=settings.steps_per_call,
-      accumulate=settings.accumulate,
-      compute_dtype=settings.compute_dtype,
+    experiment,
+    make_optimizer(settings),
+    layout,
+    length=settings.steps_per_call,
+    accumulate=settings.accumulate,
+    compute_dtype=settings.compute_dtype,
   )
 
 
@@ -120,13 +120,13 @@ class Trainer:
   """One run: its groups of seeds one after the other, then its results."""
 
   def __init__(
-      self,
-      experiment: Experiment,
-      settings: Settings,
-      folder: Workdir,
-      mesh: Mesh,
-      interruption: Interruption,
-      bar: bool,
+    self,
+    experiment: Experiment,
+    settings: Settings,
+    folder: Workdir,
+    mesh: Mesh,
+    interruption: Interruption,
+    bar: bool,
   ):
     self._experiment, self._settings, self._folder = experiment, settings, folder
     self._mesh, self._interruption, self._bar = mesh, interruption, bar
@@ -169,14 +169,14 @@ class Trainer:
       self._found.append(SeedResult(seed, step, self._summarise(one), one))
 
   def _fit(
-      self,
-      layout: Layout,
-      batches,
-      evals: EvalFeed,
-      checkpoints: Checkpoints,
-      state: State,
-      best: Best,
-      record: Record,
+    self,
+    layout: Layout,
+    batches,
+    evals: EvalFeed,
+    checkpoints: Checkpoints,
+    state: State,
+    best: Best,
+    record: Record,
   ) -> Best:
     """Trains from `record.step` to the last step; the record follows."""
     settings, programs, seeds = self._settings, self._programs, layout.seeds
@@ -187,11 +187,11 @@ class Trainer:
       log = MetricsLog(self._folder.path, seeds, from_step=record.step)
       stack.callback(log.close)
       progress = Progress(
-          f"{self._experiment.model}{self._which(seeds)}",
-          f"val/{self._experiment.metric}",
-          start=record.step,
-          steps=settings.steps,
-          bar=self._bar,
+        f"{self._experiment.model}{self._which(seeds)}",
+        f"val/{self._experiment.metric}",
+        start=record.step,
+        steps=settings.steps,
+        bar=self._bar,
       )
       stack.callback(progress.close)
 
@@ -240,7 +240,7 @@ class Trainer:
         if stopping and not last:
           checkpoints.wait()
           raise self._interruption.preempted(
-              f"saved step {record.step} of {settings.steps}{self._which(seeds)}"
+            f"saved step {record.step} of {settings.steps}{self._which(seeds)}"
           )
     return best
 
@@ -248,19 +248,19 @@ class Trainer:
     """Pictures, then results.json: the file that says the run is finished comes last."""
     experiment, folder = self._experiment, self._folder
     value = results(
-        experiment,
-        self._found,
-        steps=self._settings.steps,
-        seconds=self._seconds,
-        compile_count=len(self._compiled),
-        config_hash=folder.config_hash,
+      experiment,
+      self._found,
+      steps=self._settings.steps,
+      seconds=self._seconds,
+      compile_count=len(self._compiled),
+      config_hash=folder.config_hash,
     )
     if is_first_process():
       plots.curves(
-          read_rows(folder.path / "metrics.jsonl"),
-          folder.path / "curves.png",
-          metric=experiment.metric,
-          title=f"{experiment.dataset}, {experiment.model}",
+        read_rows(folder.path / "metrics.jsonl"),
+        folder.path / "curves.png",
+        metric=experiment.metric,
+        title=f"{experiment.dataset}, {experiment.model}",
       )
       if experiment.report is not None:
         experiment.report([seed.stats for seed in self._found], folder.path)
@@ -311,8 +311,8 @@ class Trainer:
     for name in (f"val/{experiment.metric}", f"test/{experiment.metric}", experiment.selection):
       if name not in metrics:
         raise InputError(
-            f"the metric {experiment.metric!r} needs {name!r}, and summarise returns "
-            f"{', '.join(metrics)}: choose one of these"
+          f"the metric {experiment.metric!r} needs {name!r}, and summarise returns "
+          f"{', '.join(metrics)}: choose one of these"
         )
     return metrics
 
@@ -342,8 +342,8 @@ def _rows(first: int, count: int, metrics: dict, seeds: tuple[int, ...]) -> list
         if not np.isfinite(value):
           raise Diverged(f"{name} is {value} at step {first + i + 1}, seed {seed}")
   return [
-      {"step": first + i + 1, **{name: values[i].tolist() for name, values in metrics.items()}}
-      for i in range(count)
+    {"step": first + i + 1, **{name: values[i].tolist() for name, values in metrics.items()}}
+    for i in range(count)
   ]
 
 

@@ -28,36 +28,36 @@ class SeedResult(NamedTuple):
 
 
 def results(
-    experiment: Experiment,
-    found: list[SeedResult],
-    *,
-    steps: int,
-    seconds: float,
-    compile_count: int,
-    config_hash: str,
+  experiment: Experiment,
+  found: list[SeedResult],
+  *,
+  steps: int,
+  seconds: float,
+  compile_count: int,
+  config_hash: str,
 ) -> dict:
   """The dictionary of results.json. test_std is that of a sample (n - 1), 0 of a single seed."""
   metric = experiment.metric
   test = [seed.metrics[f"test/{metric}"] for seed in found]
   val = [seed.metrics[f"val/{metric}"] for seed in found]
   return {
-      "dataset": experiment.dataset,
-      "model": experiment.model,
-      "metric": metric,
-      "test": test,
-      "test_mean": float(np.mean(test)),
-      "test_std": float(np.std(test, ddof=1)) if len(test) > 1 else 0.0,
-      "val": val,
-      "val_mean": float(np.mean(val)),
-      "seeds": [seed.seed for seed in found],
-      "selected_by": experiment.selection,
-      "best_step": [seed.best_step for seed in found],
-      "metrics": [seed.metrics for seed in found],
-      "steps": steps,
-      "seconds": round(seconds, 3),
-      "compile_count": compile_count,
-      "versions": versions(),
-      "config_hash": config_hash,
+    "dataset": experiment.dataset,
+    "model": experiment.model,
+    "metric": metric,
+    "test": test,
+    "test_mean": float(np.mean(test)),
+    "test_std": float(np.std(test, ddof=1)) if len(test) > 1 else 0.0,
+    "val": val,
+    "val_mean": float(np.mean(val)),
+    "seeds": [seed.seed for seed in found],
+    "selected_by": experiment.selection,
+    "best_step": [seed.best_step for seed in found],
+    "metrics": [seed.metrics for seed in found],
+    "steps": steps,
+    "seconds": round(seconds, 3),
+    "compile_count": compile_count,
+    "versions": versions(),
+    "config_hash": config_hash,
   }
 
 
@@ -87,10 +87,10 @@ def cost(step_seconds: list[float], experiment: Experiment, *, seeds: int, devic
   able = next((peak for name, peak in PEAK_FLOPS.items() if kind.startswith(name)), None)
   flops, units = experiment.flops_per_step, seeds * experiment.units_per_step
   return {
-      "step_ms": round(1e3 * step, 3) if step else None,
-      "peak_mb": round(peak / 1e6, 1),
-      f"{experiment.unit}_per_s": round(units / step, 2) if step else None,
-      "mfu": round(seeds * flops / (step * devices * able), 4) if step and able and flops else None,
+    "step_ms": round(1e3 * step, 3) if step else None,
+    "peak_mb": round(peak / 1e6, 1),
+    f"{experiment.unit}_per_s": round(units / step, 2) if step else None,
+    "mfu": round(seeds * flops / (step * devices * able), 4) if step and able and flops else None,
   }
 
 
@@ -110,7 +110,7 @@ def summary(result: dict) -> str:
   count = len(result["seeds"])
   spread = f" ± {result['test_std']:.4f}" if count > 1 else ""
   return (
-      f"{result['dataset']} {result['model']}: test {result['metric']} {result['test_mean']:.4f}"
-      f"{spread}, val {result['val_mean']:.4f} ({count} seed{'s' * (count > 1)}, "
-      f"{result['steps']} steps, {result['seconds']:.1f} s)"
+    f"{result['dataset']} {result['model']}: test {result['metric']} {result['test_mean']:.4f}"
+    f"{spread}, val {result['val_mean']:.4f} ({count} seed{'s' * (count > 1)}, "
+    f"{result['steps']} steps, {result['seconds']:.1f} s)"
   )

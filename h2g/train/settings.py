@@ -88,8 +88,10 @@ class Settings:
     for pattern, axes in rules:
       for axis in axes:
         _require(
-            axis is None or axis in mesh, f"config.sharding_rules[{pattern!r}]", axis,
-            f"the axes are {', '.join(mesh)}",
+          axis is None or axis in mesh,
+          f"config.sharding_rules[{pattern!r}]",
+          axis,
+          f"the axes are {', '.join(mesh)}",
         )
     values |= dict(seeds=tuple(range(first, first + count)), mesh=tuple(mesh.items()), rules=rules)
     settings = cls(**values)

@@ -35,8 +35,8 @@ def make_mesh(axes: tuple[tuple[str, int], ...]) -> Mesh:
   used = math.prod(shape)
   if used > count or used < 1 or (used < count and (-1 in sizes or jax.process_count() > 1)):
     raise InputError(
-        f"config.mesh ({text}) does not fit {count} device(s): the sizes must multiply to {count}; "
-        "set one of them to -1"
+      f"config.mesh ({text}) does not fit {count} device(s): the sizes must multiply to {count}; "
+      "set one of them to -1"
     )
   types = (AxisType.Auto,) * len(names)
   return jax.make_mesh(shape, names, axis_types=types, devices=chosen[:used])
@@ -95,11 +95,11 @@ class Layout:
     by_rule = lambda path, leaf: self._struct(leaf, self._axes(path, leaf))
     step = jax.ShapeDtypeStruct(state.step.shape, state.step.dtype, sharding=self.replicated)
     state = state._replace(
-        params=_map(by_rule, state.params),
-        rest=_map(by_rule, state.rest),
-        opt_state=_map(like_params, state.opt_state),
-        keys=self._struct(state.keys, ()),
-        step=step,
+      params=_map(by_rule, state.params),
+      rest=_map(by_rule, state.rest),
+      opt_state=_map(like_params, state.opt_state),
+      keys=self._struct(state.keys, ()),
+      step=step,
     )
     return state, best._replace(params=state.params, rest=state.rest)
 
@@ -112,12 +112,12 @@ class Layout:
     for path, leaf in _paths(batch.own):
       if np.ndim(leaf) < 1 or np.shape(leaf)[0] != len(self.padded):
         raise InputError(
-            f"batch.own/{path} has shape {np.shape(leaf)}: its first axis must be that of the "
-            f"{len(self.padded)} seeds asked for"
+          f"batch.own/{path} has shape {np.shape(leaf)}: its first axis must be that of the "
+          f"{len(self.padded)} seeds asked for"
         )
     shardings = Batch(
-        shared=jax.tree.map(lambda _: self.replicated, batch.shared),
-        own=jax.tree.map(lambda leaf: self.named(*self._row_axes(leaf)), batch.own),
+      shared=jax.tree.map(lambda _: self.replicated, batch.shared),
+      own=jax.tree.map(lambda leaf: self.named(*self._row_axes(leaf)), batch.own),
     )
     if jax.process_count() == 1:
       return jax.device_put(batch, shardings)
@@ -143,20 +143,20 @@ class Layout:
       shape = leaf.shape[1:]
       if len(axes) > len(shape):
         raise InputError(
-            f"config.sharding_rules[{pattern!r}]={axes} has more axes than parameter {path} of "
-            f"shape {shape}: make the pattern narrower"
+          f"config.sharding_rules[{pattern!r}]={axes} has more axes than parameter {path} of "
+          f"shape {shape}: make the pattern narrower"
         )
       for size, axis in zip(shape, axes):
         if axis is not None and size % self.mesh.shape[axis]:
           raise InputError(
-              f"config.sharding_rules[{pattern!r}]={axes}: parameter {path} of shape {shape} "
-              f"cannot be split over the {self.mesh.shape[axis]} devices of {axis!r}: use a width "
-              "that they divide"
+            f"config.sharding_rules[{pattern!r}]={axes}: parameter {path} of shape {shape} "
+            f"cannot be split over the {self.mesh.shape[axis]} devices of {axis!r}: use a width "
+            "that they divide"
           )
         if axis is not None and axis == self.seeds_axis:
           raise InputError(
-              f"config.sharding_rules[{pattern!r}] uses {axis!r}, which holds the seeds: set "
-              "config.train.seeds_together=False, or use fsdp or tensor"
+            f"config.sharding_rules[{pattern!r}] uses {axis!r}, which holds the seeds: set "
+            "config.train.seeds_together=False, or use fsdp or tensor"
           )
       return axes
     return ()

@@ -52,14 +52,14 @@ class Programs:
   """
 
   def __init__(
-      self,
-      experiment: Experiment,
-      optimizer: optax.GradientTransformation,
-      layout: Layout,
-      *,
-      length: int,
-      accumulate: int = 1,
-      compute_dtype: str = "float32",
+    self,
+    experiment: Experiment,
+    optimizer: optax.GradientTransformation,
+    layout: Layout,
+    *,
+    length: int,
+    accumulate: int = 1,
+    compute_dtype: str = "float32",
   ):
     """length: most steps of one call of `steps`. accumulate, compute_dtype: see `Settings`."""
     self.compiled: set[str] = set()
@@ -73,8 +73,8 @@ class Programs:
     gradients = _accumulated(jax.value_and_grad(loss, has_aux=True), accumulate)
     if accumulate > 1 and not experiment.rows:
       raise InputError(
-          f"config.train.accumulate={accumulate}: the batches of {experiment.model} have no rows "
-          "of examples to take in parts; use 1"
+        f"config.train.accumulate={accumulate}: the batches of {experiment.model} have no rows "
+        "of examples to take in parts; use 1"
       )
 
     def create(keys: Array) -> tuple[State, Best]:
@@ -97,7 +97,7 @@ class Programs:
         return optax.apply_updates(params, updates), rest, opt_state, metrics
 
       *new, metrics = over_seeds(one_seed)(
-          state.params, state.rest, state.opt_state, state.keys, batch.own
+        state.params, state.rest, state.opt_state, state.keys, batch.own
       )
       return State(*new, state.keys, state.step + 1), metrics
 
@@ -184,7 +184,7 @@ def _accumulated(gradients: Callable, parts: int) -> Callable:
   def cut(leaf):  # Part i holds rows i, i + parts, ...: each device goes on with rows that it has.
     if leaf.shape[0] % parts:
       raise InputError(
-          f"config.train.accumulate={parts} does not divide the {leaf.shape[0]} examples of a batch"
+        f"config.train.accumulate={parts} does not divide the {leaf.shape[0]} examples of a batch"
       )
     return jnp.moveaxis(leaf.reshape(-1, parts, *leaf.shape[1:]), 1, 0)
 

@@ -11,14 +11,18 @@ from h2g.errors import InputError
 
 # Settings that change where and how often, never the numbers: a run may be resumed with others.
 FREE = (
-    "mesh", "sharding_rules", "train.checkpoint_every", "train.steps_per_call", "train.prefetch",
-    "train.compilation_cache",
+  "mesh",
+  "sharding_rules",
+  "train.checkpoint_every",
+  "train.steps_per_call",
+  "train.prefetch",
+  "train.compilation_cache",
 )
 
 # What the system says when it will not write, however deep in a message.
 REASONS = tuple(
-    os.strerror(number)
-    for number in (errno.ENOSPC, errno.EROFS, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EPERM)
+  os.strerror(number)
+  for number in (errno.ENOSPC, errno.EROFS, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EPERM)
 )
 
 
@@ -44,8 +48,8 @@ class Workdir:
     differing = _difference(_flat(theirs), _flat(self.config))
     more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
     raise InputError(
-        f"{self.path} holds a run of another config ({'; '.join(differing[:4])}{more}): choose "
-        "another --workdir, or remove this one"
+      f"{self.path} holds a run of another config ({'; '.join(differing[:4])}{more}): choose "
+      "another --workdir, or remove this one"
     )
 
   def open(self) -> None:
@@ -72,7 +76,7 @@ class Workdir:
       return None
     except (ValueError, OSError) as error:
       raise InputError(
-          f"{self.path / name} cannot be read ({error}): remove it or the directory"
+        f"{self.path / name} cannot be read ({error}): remove it or the directory"
       ) from error
 
 
@@ -96,8 +100,7 @@ def cannot_write(path: Path, error: BaseException) -> InputError:
   known = [reason for reason in REASONS if reason.lower() in text.lower()]
   reason = getattr(error, "strerror", None) or (known[0] if known else text[:200])
   return InputError(
-      f"cannot write to {path}: {reason}; make room or allow writing there, then run the same "
-      "command"
+    f"cannot write to {path}: {reason}; make room or allow writing there, then run the same command"
   )
 
 

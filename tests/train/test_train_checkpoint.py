@@ -77,18 +77,18 @@ def flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "damage"),
-    [
-        ("d/*", flip),
-        ("state/d/*", truncate),
-        ("best/d/*", Path.unlink),
-        ("best/ocdbt.process_0/d/*", truncate),
-        ("state/manifest.ocdbt", truncate),
-        ("state/_METADATA", truncate),
-        ("record/metadata", truncate),
-        ("record/metadata", Path.unlink),
-        ("_CHECKPOINT_METADATA", truncate),
-    ],
+  ("pattern", "damage"),
+  [
+    ("d/*", flip),
+    ("state/d/*", truncate),
+    ("best/d/*", Path.unlink),
+    ("best/ocdbt.process_0/d/*", truncate),
+    ("state/manifest.ocdbt", truncate),
+    ("state/_METADATA", truncate),
+    ("record/metadata", truncate),
+    ("record/metadata", Path.unlink),
+    ("_CHECKPOINT_METADATA", truncate),
+  ],
 )
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(pattern, damage, saved, tmp_path, capsys):
   folder = tmp_path / "group"
@@ -176,13 +176,15 @@ def test_a_half_saved_checkpoint_is_as_if_it_were_not(saved, tmp_path, capsys):
 def test_an_experiment_without_other_state_and_with_bfloat16_is_saved(tmp_path):
   def build():
     return Experiment(
-        dataset="d", model="m", metric="x",
-        init=lambda key: ({"w": jax.random.normal(key, (3,), jnp.bfloat16), "none": None}, {}),
-        loss=lambda params, rest, batch, key: (jnp.sum(params["w"]), (rest, {})),
-        train_batches=lambda seeds: Batch((), np.zeros((len(seeds), 1), np.float32)),
-        eval_batches=lambda seeds: (),
-        evaluate=lambda params, rest, batch: (),
-        summarise=lambda stats: {},
+      dataset="d",
+      model="m",
+      metric="x",
+      init=lambda key: ({"w": jax.random.normal(key, (3,), jnp.bfloat16), "none": None}, {}),
+      loss=lambda params, rest, batch, key: (jnp.sum(params["w"]), (rest, {})),
+      train_batches=lambda seeds: Batch((), np.zeros((len(seeds), 1), np.float32)),
+      eval_batches=lambda seeds: (),
+      evaluate=lambda params, rest, batch: (),
+      summarise=lambda stats: {},
     )
 
   layout = Layout(make_mesh(MESH), (4,))

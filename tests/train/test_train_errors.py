@@ -21,24 +21,26 @@ def error_of(capsys) -> str:
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["--config.train.stps=3"], "--config.train.stps is no setting of the config: did you mean "
-                                    "--config.train.steps?"),
-        (["--config.trian.steps=3"], "did you mean --config.train.steps?"),
-        (["--config.colour=3"], "--config.colour is no setting of the config"),
-        (["--config.train.steps=abc"], "--config.train.steps=abc: invalid literal"),
-        (["--config.train.steps=0"], "config.train.steps=0 cannot be used: use a number >= 1"),
-        (["--config.train.optimizer=adamm"], "'adamm' cannot be used: choose from adamw"),
-        (["--config.num_seeds=0"], "config.num_seeds=0"),
-        (["--config.mesh.data=3"], "mesh (data=3, fsdp=1, tensor=1) does not fit 2 device(s)"),
-        (["--config.experiment=nope"], "there is no module experiments.nope.experiment"),
-        (["--config.experiment=train_problems.nope"], "there is no module train_problems.nope"),
-        (["--wrkdir=x"], "Unknown command line flag 'wrkdir'"),
-        (["surplus"], "'surplus' is not understood"),
-        (["--workdir=/proc/h2g/run"], "cannot write to /proc/h2g/run"),
-        (["--workdir=/etc/hostname"], "--workdir /etc/hostname is a file"),
-    ],
+  ("words", "expected"),
+  [
+    (
+      ["--config.train.stps=3"],
+      "--config.train.stps is no setting of the config: did you mean --config.train.steps?",
+    ),
+    (["--config.trian.steps=3"], "did you mean --config.train.steps?"),
+    (["--config.colour=3"], "--config.colour is no setting of the config"),
+    (["--config.train.steps=abc"], "--config.train.steps=abc: invalid literal"),
+    (["--config.train.steps=0"], "config.train.steps=0 cannot be used: use a number >= 1"),
+    (["--config.train.optimizer=adamm"], "'adamm' cannot be used: choose from adamw"),
+    (["--config.num_seeds=0"], "config.num_seeds=0"),
+    (["--config.mesh.data=3"], "mesh (data=3, fsdp=1, tensor=1) does not fit 2 device(s)"),
+    (["--config.experiment=nope"], "there is no module experiments.nope.experiment"),
+    (["--config.experiment=train_problems.nope"], "there is no module train_problems.nope"),
+    (["--wrkdir=x"], "Unknown command line flag 'wrkdir'"),
+    (["surplus"], "'surplus' is not understood"),
+    (["--workdir=/proc/h2g/run"], "cannot write to /proc/h2g/run"),
+    (["--workdir=/etc/hostname"], "--workdir /etc/hostname is a file"),
+  ],
 )
 def test_one_line(words, expected, tmp_path, capsys):
   assert harness.train(tmp_path / "run", *words) == 2
@@ -106,8 +108,8 @@ def test_a_full_disk_ends_the_run_whole(tmp_path, finished, capfd):
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
   said = capfd.readouterr().err.splitlines()
   assert said == [
-      f"error: cannot write to {folder}: File too large; make room or allow writing there, then "
-      "run the same command"
+    f"error: cannot write to {folder}: File too large; make room or allow writing there, then "
+    "run the same command"
   ]
   for line in (folder / "metrics.jsonl").read_text().splitlines():
     json.loads(line)

@@ -74,9 +74,7 @@ def test_only_matrices_decay(name):
 
 
 def test_gradients_are_clipped_by_their_global_norm():
-  settings = Settings(
-      optimizer="sgd", momentum=0.0, lr=1.0, schedule="constant", clip_norm=1.0
-  )
+  settings = Settings(optimizer="sgd", momentum=0.0, lr=1.0, schedule="constant", clip_norm=1.0)
   optimizer = make_optimizer(settings)
   params = {"a": jnp.zeros(2), "b": jnp.zeros(1)}
   grads = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}
@@ -123,7 +121,10 @@ def test_evaluation_reads_its_batches_from_the_start_each_time():
   batch = lambda i: Batch((), {"x": np.full((2, 3), i, np.float32)})
   many = [batch(0), batch(1)]
   for source, expected in (
-      (batch(5), [5.0]), (many, [0.0, 1.0]), (lambda: iter(many), [0.0, 1.0]), (dataset(2), [0, 1])
+    (batch(5), [5.0]),
+    (many, [0.0, 1.0]),
+    (lambda: iter(many), [0.0, 1.0]),
+    (dataset(2), [0, 1]),
   ):
     feed = EvalFeed(source, layout())
     for _ in range(2):

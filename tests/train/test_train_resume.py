@@ -11,8 +11,9 @@ from train_problems import blobs
 from train_problems import harness
 
 LONG = (
-    "--config.train.steps=2000", "--config.train.eval_every=100",
-    "--config.train.checkpoint_every=100",
+  "--config.train.steps=2000",
+  "--config.train.eval_every=100",
+  "--config.train.checkpoint_every=100",
 )
 
 

@@ -1,6 +1,5 @@
 """A small classification problem for the trainer's tests: an MLP on overlapping blobs."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,8 +37,8 @@ def build(config) -> Experiment:
     one, two = jax.random.split(key)
     kernel = jax.random.normal(one, (DIM, hidden)) * DIM**-0.5
     params = {
-        "in": {"kernel": kernel, "bias": jnp.zeros(hidden)},
-        "out": {"kernel": jax.random.normal(two, (hidden, CLASSES)) * hidden**-0.5},
+      "in": {"kernel": kernel, "bias": jnp.zeros(hidden)},
+      "out": {"kernel": jax.random.normal(two, (hidden, CLASSES)) * hidden**-0.5},
     }
     return params, {"steps_seen": jnp.zeros((), jnp.int32), "rng": key}
 
@@ -62,8 +61,8 @@ def build(config) -> Experiment:
   def evaluate(params, rest, batch):
     hits = logits(params, batch.shared["x"]).argmax(-1) == batch.shared["y"]
     return {
-        split: jnp.stack([jnp.sum(hits & batch.own[split]), batch.own[split].sum()])
-        for split in ("val", "test")
+      split: jnp.stack([jnp.sum(hits & batch.own[split]), batch.own[split].sum()])
+      for split in ("val", "test")
     }
 
   def summarise(stats):
@@ -92,14 +91,14 @@ def build(config) -> Experiment:
     return grain.MapDataset.range(config.train.steps).map(minibatch)
 
   return Experiment(
-      dataset="blobs",
-      model="mlp",
-      metric="accuracy",
-      init=init,
-      loss=loss,
-      train_batches=streamed if config.get("stream", False) else whole,
-      eval_batches=whole,
-      evaluate=evaluate,
-      summarise=summarise,
-      rows=config.get("stream", False),
+    dataset="blobs",
+    model="mlp",
+    metric="accuracy",
+    init=init,
+    loss=loss,
+    train_batches=streamed if config.get("stream", False) else whole,
+    eval_batches=whole,
+    evaluate=evaluate,
+    summarise=summarise,
+    rows=config.get("stream", False),
   )

@@ -30,8 +30,12 @@ def spawn(workdir, *words, variant="full", devices: int = 2) -> subprocess.Popen
   flags = f"--xla_force_host_platform_device_count={devices}"
   env = dict(os.environ, XLA_FLAGS=flags, PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu")
   return subprocess.Popen(
-      [sys.executable, "-m", *arguments(workdir, *words, variant=variant)],
-      env=env, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    [sys.executable, "-m", *arguments(workdir, *words, variant=variant)],
+    env=env,
+    cwd=HERE,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
   )
 
 
