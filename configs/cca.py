@@ -33,7 +33,13 @@ def get_config(variant="tiny"):
   _, options = common.parse_variant(variant, names=NAMES, options=OPTIONS)
   common.require("model", options["model"], MODELS)
   config = common.trainer(
-    steps=1200, eval_every=400, log_every=50, steps_per_call=50, lr=1e-3, warmup=50, optimizer="adam"
+    steps=1200,
+    eval_every=400,
+    log_every=50,
+    steps_per_call=50,
+    lr=1e-3,
+    warmup=50,
+    optimizer="adam",
   )
   config.experiment = "cca"
   config.num_seeds = 3
