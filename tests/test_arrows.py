@@ -26,9 +26,11 @@ ARROWS = {
   "papers": ("errors", "train"),
   "report": ("errors",),
   "metrics": (),
+  "pictures": ("errors",),
   "convert": ("errors", "ops", "graph", "nn", "models"),
   "experiments": (
-    *("errors", "ops", "graph", "nn", "data", "models", "train", "papers", "convert", "metrics"),
+    *("errors", "ops", "graph", "nn", "data", "models", "train", "papers", "convert"),
+    *("metrics", "pictures"),
   ),
   "configs": (),
 }
