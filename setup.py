@@ -44,6 +44,7 @@ setup(
     "numpy>=1.26",
     "tensorboardX>=2.6.2",
     "tqdm>=4.66",
+    "pillow>=10",
     *PLOTS,
   ],
   extras_require={
