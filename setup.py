@@ -42,6 +42,7 @@ setup(
     "ml-collections>=1.0",
     "absl-py>=2.1",
     "numpy>=1.26",
+    "safetensors>=0.5",
     "tensorboardX>=2.6.2",
     "tqdm>=4.66",
     "pillow>=10",

@@ -1,6 +1,7 @@
 """The arrows between the parts: who may import whom. Run as a script, this file draws them.
 
-  errors < ops < graph < nn, data < models < experiments;  train, configs and speed stand aside
+  errors < ops < graph < nn, data < models, convert < experiments;  train, configs and speed stand
+  aside
 
 `nn` and `data` stand on one level and do not see each other. `train` sees pytrees and functions, so
 it imports `errors` alone. `configs` hold values, so they import `ml_collections` and each other.
@@ -27,7 +28,7 @@ ARROWS = {
   "report": ("errors",),
   "metrics": (),
   "pictures": ("errors",),
-  "convert": ("errors", "ops", "graph", "nn", "models"),
+  "convert": ("errors", "data"),
   "experiments": (
     *("errors", "ops", "graph", "nn", "data", "models", "train", "papers", "convert"),
     *("metrics", "pictures"),
@@ -144,7 +145,7 @@ def draw() -> str:
     target = part_of(name)
     if target in ARROWS and target != part and part in seen:
       seen[part].add(target)
-  lines = ["errors < ops < graph < nn, data < models < experiments", ""]
+  lines = ["errors < ops < graph < nn, data < models, convert < experiments", ""]
   for part in ARROWS:
     here = [other for other in ARROWS if other in seen[part]]
     lines.append(f"  {part:<12} <- {', '.join(here) or '-'}")
