@@ -74,6 +74,7 @@ MODELS = {
   "rgat": {"dim": 64, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.5},
   "han": {"dim": 64, "num_layers": 2, "num_heads": 8, "dropout_rate": 0.5},
   "shgn": {"dim": 64, "num_layers": 2, "num_heads": 8, "dropout_rate": 0.5},
+  "hinormer": {"dim": 64, "num_heads": 4, "fanouts": (4, 1), "dropout_rate": 0.2},
   # Transformers; not tuned.
   "polyformer": {"dim": 64, "num_layers": 2, "num_heads": 8, "hops": 3, "dropout_rate": 0.2},
   "gophormer": {
@@ -135,6 +136,14 @@ PUBLISHED = {
     "dropout_rate": 0.2,
     "attention_dropout": 0.2,
   },
+  "hinormer": {
+    "dim": 64,
+    "num_gnn_layers": 2,
+    "num_layers": 1,  # the paper's transformer, which the official code leaves out
+    "num_heads": 1,
+    "fanouts": (5, 4),  # 26 tokens; the official sequences have 10 to 50
+    "dropout_rate": 0.2,
+  },
   "polyformer": {"dim": 256, "num_layers": 3, "num_heads": 8, "hops": 1, "dropout_rate": 0.2},
   "gophormer": {
     "dim": 256,
@@ -187,6 +196,7 @@ PUBLISHED_LR = {
   "rgat": 1e-3,
   "han": 5e-4,
   "shgn": 5e-4,
+  "hinormer": 1e-3,
 }
 # h2g_former on several devices: what reads the hidden rows is split by inputs over fsdp and by
 # outputs over tensor, what writes them the other way round.

@@ -33,6 +33,7 @@ MODELS = {
   "rgat": models.rgat,
   "han": models.han,
   "shgn": models.SHGN,
+  "hinormer": models.HINormer,
   # Transformers.
   "polyformer": models.PolyFormer,
   "gophormer": models.Gophormer,

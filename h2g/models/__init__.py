@@ -10,6 +10,7 @@ from h2g.models.gpr_gnn import GPRGNN as GPRGNN
 from h2g.models.graphtrans import graphtrans as graphtrans
 from h2g.models.h2gcn import H2GCN as H2GCN
 from h2g.models.hgt import HGT as HGT
+from h2g.models.hinormer import HINormer as HINormer
 from h2g.models.homogeneous import acm_gcn as acm_gcn
 from h2g.models.homogeneous import gat as gat
 from h2g.models.homogeneous import gcn as gcn

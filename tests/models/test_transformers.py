@@ -218,6 +218,49 @@ def test_gophormer_attends_among_drawn_tokens_biased_by_proximity(num_layers):
   assert np.isfinite(run(module, GRAPH)).all()  # other draws: there are more rows
 
 
+def dense_hinormer(m, tokens, real):
+  types = np.repeat(np.arange(2), (13, 7))
+  leaky = lambda x: np.where(x > 0, x, 0.01 * x)
+  rows = [
+    np.asarray(GRAPH.nodes[name].features, np.float64) @ value(m.encoder.kernel[name])
+    + value(m.encoder.bias[name])
+    for name in GRAPH.schema.node_types
+  ]
+  h = np.concatenate(rows)
+  r = np.eye(2)[types]
+  for conv in m.convs:
+    h = relu(S @ linear(conv.linear, h) + value(conv.bias))
+  for at, layer in enumerate(m.types.layers):
+    weighted = linear(layer, r) * value(m.types.weights)[at][types][:, None]
+    r = relu(S @ weighted + value(m.types.biases)[at])
+  out = []
+  for row, seen in zip(np.asarray(tokens), np.asarray(real)):
+    x, near = h[row], r[row]
+    for layer in m.layers:
+      left, right = linear(layer.receiver, x), linear(layer.sender, x)
+      update, width = np.zeros_like(x), x.shape[1] // layer.num_heads
+      for head in range(layer.num_heads):
+        at, of = slice(head * width, (head + 1) * width), slice(2 * head, 2 * head + 2)
+        score = linear(layer.receiver_score, leaky(left[:, at]))
+        score = score + linear(layer.sender_score, leaky(right[:, at])).T
+        pairs = linear(layer.type_query, near)[:, of] @ linear(layer.type_key, near)[:, of].T
+        weights = np.exp((score + layer.beta * pairs) / layer.temperature) * seen
+        update[:, at] = weights @ right[:, at] / weights.sum(1, keepdims=True)
+      x = norm(layer.norm, x + linear(layer.out, update))
+    out.append(linear(m.head, x[0]))
+  return np.stack(out)
+
+
+def test_hinormer_scores_features_and_types_apart():
+  graph = GRAPH.with_incoming()
+  module = made(models.HINormer, dim=8, num_layers=2, fanouts=(3, 1), beta=0.7, temperature=1.5)
+  drawn = ego_sequences(graph, (3, 1), jax.random.key(0))[:2]
+  np.testing.assert_allclose(
+    jax.jit(module)(graph), dense_hinormer(module, *drawn), atol=1e-4, rtol=1e-4
+  )
+  assert np.isfinite(run(module, GRAPH)).all()  # other draws: there are more rows
+
+
 def test_tokens_are_drawn_evenly_from_incoming_edges():
   graph = GRAPH.with_incoming()
   tokens, real, edges = jax.jit(ego_sequences, static_argnums=1)(graph, (500, 2), jax.random.key(1))
