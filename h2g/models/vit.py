@@ -1,5 +1,6 @@
 """The vision transformer that the papers on images start from."""
 
+from collections.abc import Callable
 from collections.abc import Sequence
 
 from flax import nnx
@@ -10,6 +11,7 @@ from h2g.nn import split
 from h2g.nn.patches import patchify
 from h2g.nn.patches import sincos_2d
 from h2g.nn.transformer import Block
+from h2g.ops.attention import attention
 
 
 class ViT(nnx.Module):
@@ -32,6 +34,7 @@ class ViT(nnx.Module):
     num_heads: int = 6,
     mlp_ratio: float = 4.0,
     dropout_rate: float = 0.0,
+    skip_rate: float = 0.0,
     class_token: bool = True,
     learned_positions: bool = False,
     rngs: nnx.Rngs,
@@ -47,6 +50,7 @@ class ViT(nnx.Module):
       num_heads: of each block.
       mlp_ratio: width inside the MLPs over D.
       dropout_rate: after attention and MLP, where a key is given.
+      skip_rate: stochastic depth of the last block, falling linearly to none before the first.
       class_token: whether a learned token stands before the patches.
       learned_positions: positions are parameters that start at the sines, instead of fixed.
     """
@@ -60,8 +64,15 @@ class ViT(nnx.Module):
     self.positions = nnx.Param(sines) if learned_positions else nnx.Variable(sines)
     self.blocks = nnx.List(
       [
-        Block(dim, num_heads, mlp_ratio=mlp_ratio, dropout_rate=dropout_rate, rngs=rngs)
-        for _ in range(num_layers)
+        Block(
+          dim,
+          num_heads,
+          mlp_ratio=mlp_ratio,
+          dropout_rate=dropout_rate,
+          skip_rate=skip_rate * (layer + 1) / num_layers,
+          rngs=rngs,
+        )
+        for layer in range(num_layers)
       ]
     )
     self.norm = nnx.LayerNorm(dim, epsilon=1e-6, rngs=rngs)
@@ -77,11 +88,21 @@ class ViT(nnx.Module):
     first = jnp.broadcast_to(self.class_token[...], (x.shape[0], 1, x.shape[2]))
     return jnp.concatenate([first, x], axis=1)
 
-  def encode(self, x: Array, *, blocks: Sequence[Block] | None = None, key=None) -> Array:
-    """The given blocks (all by default) over tokens, without the last norm."""
+  def encode(
+    self,
+    x: Array,
+    *,
+    blocks: Sequence[Block] | None = None,
+    attend: Callable[..., Array] = attention,
+    key: Array | None = None,
+  ) -> Array:
+    """The given blocks (all by default) over tokens, without the last norm.
+
+    `attend(q, k, v, dropout_rate=, dropout_key=)` stands in place of `attention` in each block.
+    """
     blocks = self.blocks if blocks is None else blocks
     for block, block_key in zip(blocks, split(key, len(blocks))):
-      x = block(x, key=block_key)
+      x = block(x, attend=attend, key=block_key)
     return x
 
   def __call__(self, images: Array, *, key: Array | None = None) -> Array:

@@ -10,18 +10,22 @@ def split(key: Array | None, num: int) -> list[Array | None]:
   return [None] * num if key is None else list(jax.random.split(key, num))
 
 
-def dropout(x: Array, rate: float, key: Array | None) -> Array:
+def dropout(
+  x: Array, rate: float, key: Array | None, *, shared_axes: tuple[int, ...] = ()
+) -> Array:
   """Inverted dropout: zero each entry with probability `rate`, scale the others by 1 / (1 - rate).
 
   Args:
     x: [...] float.
     rate: probability in [0, 1) of dropping an entry.
     key: PRNG key; None returns `x` unchanged (evaluation).
+    shared_axes: axes along which entries drop together; all but the first is stochastic depth.
   Returns:
     Array like `x`.
-  Source: Srivastava et al. 2014.
+  Source: Srivastava et al. 2014; stochastic depth arXiv 1603.09382.
   """
   if key is None or rate == 0.0:
     return x
-  keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+  shape = tuple(1 if axis in shared_axes else size for axis, size in enumerate(x.shape))
+  keep = jax.random.bernoulli(key, 1.0 - rate, shape)
   return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)

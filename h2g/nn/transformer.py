@@ -4,6 +4,8 @@ One block serves plain encoders and the papers that change where queries or keys
 selected query, a condition as the query, the tokens of a second image beside one's own.
 """
 
+from collections.abc import Callable
+
 from flax import nnx
 import jax
 from jax import Array
@@ -36,8 +38,18 @@ class MultiHeadAttention(nnx.Module):
     """[B, T, D] -> [B, T, H, D / H]."""
     return x.reshape(*x.shape[:-1], self.num_heads, -1)
 
-  def __call__(self, x: Array, context: Array | None = None, *, key: Array | None = None) -> Array:
-    """Returns [B, T, D] from x [B, T, D] and context [B, S, D] (x itself by default)."""
+  def __call__(
+    self,
+    x: Array,
+    context: Array | None = None,
+    *,
+    attend: Callable[..., Array] = attention,
+    key: Array | None = None,
+  ) -> Array:
+    """Returns [B, T, D] from x [B, T, D] and context [B, S, D] (x itself by default).
+
+    `attend(q, k, v, dropout_rate=, dropout_key=)`: what stands in place of `attention`.
+    """
     context = x if context is None else context
     q, k, v = (
       self.heads(self.query(x)),
@@ -45,7 +57,7 @@ class MultiHeadAttention(nnx.Module):
       self.heads(self.value(context)),
     )
     rate = 0.0 if key is None else self.rate
-    return self.out(attention(q, k, v, dropout_rate=rate, dropout_key=key).reshape(x.shape))
+    return self.out(attend(q, k, v, dropout_rate=rate, dropout_key=key).reshape(x.shape))
 
 
 class MLP(nnx.Module):
@@ -82,13 +94,15 @@ class Block(nnx.Module):
     mlp_ratio: float = 4.0,
     dropout_rate: float = 0.0,
     attention_dropout: float = 0.0,
+    skip_rate: float = 0.0,
     rngs: nnx.Rngs,
   ):
+    """skip_rate: stochastic depth, how often an example goes past the attention, or the MLP."""
     self.norm = nnx.LayerNorm(dim, epsilon=1e-6, rngs=rngs)
     self.attention = MultiHeadAttention(dim, num_heads, rate=attention_dropout, rngs=rngs)
     self.mlp_norm = nnx.LayerNorm(dim, epsilon=1e-6, rngs=rngs)
     self.mlp = MLP(dim, mlp_ratio, rngs=rngs)
-    self.dropout_rate = dropout_rate
+    self.dropout_rate, self.skip_rate = dropout_rate, skip_rate
 
   def __call__(
     self,
@@ -96,12 +110,23 @@ class Block(nnx.Module):
     context: Array | None = None,
     query: Array | None = None,
     *,
+    attend: Callable[..., Array] = attention,
     key: Array | None = None,
   ) -> Array:
-    """Returns [B, T, D] from x [B, T, D], context [B, S, D], query [B, T, D]."""
+    """Returns [B, T, D] from x [B, T, D], context [B, S, D], query [B, T, D].
+
+    `attend` is `MultiHeadAttention`'s.
+    """
     weights_key, out_key, mlp_key = split(key, 3)
     asking = self.norm(x if query is None else query)
     context = asking if context is None else self.norm(context)
-    update = self.attention(asking, context, key=weights_key)
-    x = x + dropout(update, self.dropout_rate, out_key)
-    return x + dropout(self.mlp(self.mlp_norm(x)), self.dropout_rate, mlp_key)
+    update = self.attention(asking, context, attend=attend, key=weights_key)
+    x = x + self._dropped(update, out_key)
+    return x + self._dropped(self.mlp(self.mlp_norm(x)), mlp_key)
+
+  def _dropped(self, update: Array, key: Array | None) -> Array:
+    """An update after dropout and stochastic depth."""
+    update = dropout(update, self.dropout_rate, key)
+    if key is None or self.skip_rate == 0.0:
+      return update
+    return dropout(update, self.skip_rate, jax.random.fold_in(key, 0), shared_axes=(1, 2))

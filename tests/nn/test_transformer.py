@@ -47,6 +47,29 @@ def test_a_block_is_its_equation_whoever_asks_whomever():
     np.testing.assert_allclose(got, dense(block, *args), rtol=2e-5, atol=2e-5)
 
 
+def test_stochastic_depth_skips_whole_examples():
+  block = Block(12, 3, skip_rate=0.5, rngs=nnx.Rngs(0))
+  x = jnp.asarray(np.random.default_rng(0).standard_normal((64, 5, 12)), jnp.float32)
+  got = block(x, key=jax.random.key(0))
+  still = (got == x).all((1, 2))  # neither attention nor MLP: a quarter of the examples
+  assert 5 < still.sum() < 30
+  # Nothing is skipped in evaluation.
+  assert not np.allclose(block(x), got) and not (block(x) == x).all((1, 2)).any()
+  vit = ViT(
+    image_size=8, patch=4, dim=12, num_layers=4, num_heads=3, skip_rate=0.2, rngs=nnx.Rngs(0)
+  )
+  np.testing.assert_allclose([block.skip_rate for block in vit.blocks], [0.05, 0.1, 0.15, 0.2])
+
+
+def test_attention_can_be_replaced():
+  block = Block(12, 3, rngs=nnx.Rngs(0))
+  x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 12)), jnp.float32)
+  mean = lambda q, k, v, **_: jnp.broadcast_to(v.mean(1, keepdims=True), q.shape)
+  value = block.attention.value(block.norm(x)).mean(1, keepdims=True)
+  y = x + block.attention.out(value)
+  np.testing.assert_allclose(block(x, attend=mean), y + block.mlp(block.mlp_norm(y)), atol=1e-5)
+
+
 def test_patches_and_back():
   images = jnp.arange(2 * 6 * 9 * 2.0).reshape(2, 6, 9, 2)
   patches = patchify(images, 3)
