@@ -112,7 +112,7 @@ class Sampler:
     """
     schema = self.graph.schema
     seeds = self._checked_seeds(seeds)
-    draws = _per_key("node type", fanouts, schema.node_types, least=0)
+    draws = per_key("node type", fanouts, schema.node_types, least=0)
     if max_neighbors is not None and max_neighbors < 1:
       raise InputError(f"max_neighbors is {max_neighbors}: give 1 or more, or None for all")
     with _Tables(self) as tables:
@@ -158,7 +158,7 @@ class Sampler:
     """
     schema = self.graph.schema
     seeds = self._checked_seeds(seeds)
-    takes = _per_key("edge type", fanouts, schema.edge_types, least=-1)
+    takes = per_key("edge type", fanouts, schema.edge_types, least=-1)
     with _Tables(self) as tables:
       fresh = {schema.target: tables.add(schema.target, seeds)}
       kept = {name: ([], []) for name in schema.edge_types}
@@ -425,7 +425,7 @@ def _argsort(ids: np.ndarray, bound: int) -> np.ndarray:
   return np.argsort(ids, kind="stable").astype(np.int32)
 
 
-def _per_key(what: str, fanouts, keys, *, least: int) -> dict:
+def per_key(what: str, fanouts, keys, *, least: int) -> dict:
   """{key: [count per step]} for all keys, from one list or a mapping that may leave keys out."""
   if not isinstance(fanouts, Mapping):
     fanouts = {key: fanouts for key in keys}
