@@ -43,7 +43,8 @@ def series(rows: list[dict], metric: str) -> list[tuple[float, float]]:
   """(step, mean over the seeds that logged it) in order."""
   found: dict[int, list[float]] = {}
   for row in rows:
-    found.setdefault(row["step"], []).extend(row.get(metric, ()))
+    numbers = [value for value in row.get(metric, ()) if value is not None]
+    found.setdefault(row["step"], []).extend(numbers)
   return [(step, sum(v) / len(v)) for step, v in sorted(found.items()) if v]
 
 

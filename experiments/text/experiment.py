@@ -24,19 +24,22 @@ def build(config) -> Experiment:
   parts = text.split(text.load(data.path), data.split, length=data.length)
   model = pure(lambda rngs: decoder.Decoder(**shape, rngs=rngs))
 
-  def nll(params, rest, windows: Array) -> Array:
-    """[B, T] float32: -log p of each byte but the first of windows [B, T + 1]."""
-    windows = windows.astype(jnp.int32)
-    logits = model.bind(params, rest)(windows[:, :-1])
-    return optax.softmax_cross_entropy_with_integer_labels(logits, windows[:, 1:])
+  def nll(params, rest, tokens: Array, following: Array) -> Array:
+    """[B, T] float32: -log p of the byte that follows each; tokens, following [B, T]."""
+    logits = model.bind(params, rest)(tokens.astype(jnp.int32))
+    following = following.astype(jnp.int32)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, following)
 
   def loss(params, rest, batch: Batch, key: Array):
     del key  # nothing random: windows are not seen twice often enough for dropout to help
-    return nll(params, rest, batch.own).mean(), (rest, {})
+    return nll(params, rest, **batch.own).mean(), (rest, {})
 
   def evaluate(params, rest, batch: Batch):
     return {
-      name: {"nll": nll(params, rest, windows).sum(), "bytes": jnp.int32(windows[:, 1:].size)}
+      name: {
+        "nll": nll(params, rest, windows[:, :-1], windows[:, 1:]).sum(),
+        "bytes": jnp.int32(windows[:, 1:].size),
+      }
       for name, windows in batch.own.items()
     }
 
@@ -48,7 +51,9 @@ def build(config) -> Experiment:
         text.random_windows(parts["train"], data.length, data.batch_size, key=(seed, index))
         for seed in seeds
       ]
-      return Batch(shared=None, own=np.stack(windows))
+      windows = np.stack(windows)
+      # Cut here: T positions can be split over devices, T + 1 can not.
+      return Batch(shared=None, own={"tokens": windows[..., :-1], "following": windows[..., 1:]})
 
     return grain.MapDataset.range(config.train.steps).map(batch)
 
@@ -81,6 +86,7 @@ def build(config) -> Experiment:
     summarise=summarise,
     maximise=False,
     rows=True,
+    sequence=True,
     unit="tokens",
     units_per_step=tokens,
     flops_per_step=decoder.train_flops(

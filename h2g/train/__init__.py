@@ -7,7 +7,7 @@ was stopped, and returns what `results.json` holds. Nothing here knows a model o
 from h2g.train.experiment import Batch
 from h2g.train.experiment import Experiment
 
-__all__ = ["Batch", "Experiment", "restore_best", "run"]
+__all__ = ["Batch", "Experiment", "restore_best", "restore_params", "run"]
 
 
 def run(experiment: Experiment, config, workdir, **kwargs) -> dict:
@@ -22,3 +22,10 @@ def restore_best(experiment: Experiment, config, workdir):
   from h2g.train import loop
 
   return loop.restore_best(experiment, config, workdir)
+
+
+def restore_params(workdir, like, **kwargs):
+  """Parameters of a run in the structure of `like`; see `h2g.train.restore.restore_params`."""
+  from h2g.train import restore
+
+  return restore.restore_params(workdir, like, **kwargs)

@@ -6,6 +6,7 @@
   --workdir DIR           where everything goes; the same command again goes on, or says it is done
   --config.x.y=value      another value for one setting of the config
   --noprogress            no progress bar: a line now and then, as when the output is not a terminal
+  --profile[=FIRST:LAST]  a trace of these steps, or of ten, in DIR/profile, for TensorBoard
   --coordinator_address HOST:PORT --num_processes N --process_id I
                           this process is the I-th of a job of N, the 0-th is at HOST; Slurm, Open
                           MPI and GKE jobs are recognised without (docs/launch.md)
@@ -13,8 +14,9 @@
   --help                  this text; with --config also every setting with its value
 
 Exit status: 0 finished; 2 the input, the directory or the disk cannot be used; 3 a loss is not a
-number; 75 told to stop by SIGTERM and saved (130: by Ctrl-C), 76 another process of the job is
-gone: run the same command to go on.
+number, or a spike; 75 told to stop by SIGTERM and saved (130: by Ctrl-C), 76 another process of
+the job is gone, 77 nothing happened for config.train.watchdog seconds: run the same command to go
+on. docs/faults.md has the whole list.
 """
 
 import difflib
@@ -44,6 +46,7 @@ class Arguments(NamedTuple):
   config: Any  # ConfigDict with its overrides, None without --config
   workdir: str | None
   progress: bool
+  profile: str | None  # "FIRST:LAST", "" for the trainer's choice, None for none
   job: tuple[str | None, int | None, int | None, bool]  # see `processes.join`
 
 
@@ -84,7 +87,7 @@ def _status(argv: list[str]) -> int:
 
 def _main(argv: list[str]) -> int:
   words = [word for word in argv if word not in HELP]
-  config, workdir, progress, job = _parse(words)
+  config, workdir, progress, profile, job = _parse(words)
   if words != argv:
     print(__doc__.strip())
     if config is not None:
@@ -97,10 +100,10 @@ def _main(argv: list[str]) -> int:
   if not workdir:
     raise InputError("--workdir is missing: name a directory, as in --workdir runs/tiny")
   processes.join(*job)
-  return _train(config, Path(workdir).expanduser(), progress)
+  return _train(config, Path(workdir).expanduser(), progress, profile)
 
 
-def _train(config, workdir: Path, progress: bool) -> int:
+def _train(config, workdir: Path, progress: bool, profile: str | None) -> int:
   from h2g.train.results import summary
   from h2g.train.workdir import Workdir
 
@@ -115,7 +118,7 @@ def _train(config, workdir: Path, progress: bool) -> int:
   from h2g.train.compilation import enable_compilation_cache
 
   enable_compilation_cache(config.train.compilation_cache)  # preparing the data may compile too
-  loop.run(_build(config), config, workdir, bar=progress)
+  loop.run(_build(config), config, workdir, bar=progress, profile=profile)
   return 0
 
 
@@ -144,6 +147,8 @@ def _parse(argv: list[str]) -> Arguments:
   values = flags.FlagValues()
   workdir = flags.DEFINE_string("workdir", None, "", flag_values=values)
   progress = flags.DEFINE_bool("progress", True, "", flag_values=values)
+  profile = flags.DEFINE_string("profile", None, "", flag_values=values)
+  argv = ["--profile=" if word in ("--profile", "-profile") else word for word in argv]
   job = (
     flags.DEFINE_string("coordinator_address", None, "", flag_values=values),
     flags.DEFINE_integer("num_processes", None, "", lower_bound=1, flag_values=values),
@@ -159,7 +164,7 @@ def _parse(argv: list[str]) -> Arguments:
   if len(rest) > 1:
     raise InputError(f"{rest[1]!r} is not understood: settings are written --config.key=value")
   job = tuple(flag.value for flag in job)
-  return Arguments(config, workdir.value, progress.value, job)
+  return Arguments(config, workdir.value, progress.value, profile.value, job)
 
 
 def _take_config(argv: list[str]) -> tuple[str | None, list[str]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import shutil
 import time
 from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,15 +27,29 @@ from h2g.train.workdir import REASONS
 from h2g.train.writers import is_first_process
 from h2g.train.writers import say
 
-KEPT = 2  # the latest, and the one before in case the latest is damaged
-
 SPARE = 1 << 20  # bytes that a save takes besides its arrays, generously
 
 # Orbax prints the traceback of a failed save from each of its threads; it is raised to us as well.
-_TOLD = ("_SignalingThread", "background save thread", "Save Finalize thread")
+# And it warns of what a reader asked for.
+_TOLD = ("_SignalingThread", "background save thread", "Save Finalize thread", "read_only=True",
+         "is read only=")  # fmt: skip
 logging.getLogger("absl").addFilter(
   lambda record: not any(text in record.getMessage() for text in _TOLD)
 )
+
+
+class Unguarded(NamedTuple):
+  """A State without its empty guard, as it stood on disk before there were guards."""
+
+  params: Any
+  rest: Any
+  opt_state: Any
+  keys: Any
+  step: Any
+
+
+def _slim(state: State) -> State | Unguarded:
+  return Unguarded(*state[:-1]) if state.guard == () else state
 
 
 @dataclasses.dataclass
@@ -43,7 +58,9 @@ class Record:
 
   best_metric: [S] selection metric of each seed's best evaluation, None before the first.
   best_step: [S] its step. seconds: time trained so far. feed: state of the stream of batches.
-  compiled: names of the programs compiled so far.
+  compiled: names of the programs compiled so far. times: seconds by phase, see `Watch`.
+  passed_over: what was passed over since the start: {"step", "seed", "reason", "action"}, and "to"
+    of a rollback. kept: [step, selection metric] of the checkpoints that stay as the best.
   """
 
   step: int
@@ -52,18 +69,57 @@ class Record:
   seconds: float = 0.0
   feed: Any = None
   compiled: list[str] = dataclasses.field(default_factory=list)
+  times: dict[str, float] = dataclasses.field(default_factory=dict)
+  passed_over: list[dict] = dataclasses.field(default_factory=list)
+  kept: list[list] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class Keep:
+  """Which checkpoints stay when a newer one is saved.
+
+  last: the newest so many; two, lest the newest is damaged. every: those of its multiples, 0 none.
+  newest_of: the newest of its multiples, 0 none. steps: those.
+  """
+
+  last: int = 2
+  every: int = 0
+  newest_of: int = 0
+  steps: frozenset[int] = frozenset()
+
+  def should_preserve(self, checkpoints, *, context) -> list[bool]:
+    """Orbax's question; `checkpoints` from the oldest to the newest."""
+    del context
+    found = [info.step for info in checkpoints]
+    multiple = lambda step, of: of > 0 and step % of == 0
+    regular = max((step for step in found if multiple(step, self.newest_of)), default=None)
+    newest = sorted(found)[-self.last :]
+    return [
+      step in newest or step in self.steps or step == regular or multiple(step, self.every)
+      for step in found
+    ]
 
 
 class Checkpoints:
   """Saves and restores one group of seeds in `folder`."""
 
-  def __init__(self, folder: Path, layout: Layout, abstract: tuple[State, Best], config_hash: str):
+  def __init__(
+    self,
+    folder: Path,
+    layout: Layout,
+    abstract: tuple[State, Best],
+    config_hash: str,
+    keep: Keep | None = None,
+  ):
+    self._keep = keep or Keep()
     self._folder = folder.absolute()
     self._form = SavedForm(layout, abstract)
     self._config_hash = config_hash
     self._shapes = {name: shapes_of(tree) for name, tree in self._form.abstract.items()}
     self._last: int | None = None
-    options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, cleanup_tmp_directories=True)
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=self._keep, cleanup_tmp_directories=True
+    )
     with _disk_errors(self._folder):
       self._manager = ocp.CheckpointManager(
         self._folder, item_names=("state", "best", "record"), options=options
@@ -74,7 +130,9 @@ class Checkpoints:
     if record.step == self._last:
       return
     self._require_space()
+    self._keep.steps = frozenset(step for step, _ in record.kept)
     state, best = self._form.pack((state, best))
+    state = _slim(state)
     host = dataclasses.asdict(record) | {
       "config_hash": self._config_hash,
       "shapes": self._shapes,
@@ -116,7 +174,26 @@ class Checkpoints:
   def restore_best(self) -> Best | None:
     """The best models alone."""
     found = self._newest(("best",))
-    return None if found is None else self._form.unpack_best(found[0][0])
+    return None if found is None else found[0][0]
+
+  def regular(self, before: int, every: int) -> State | None:
+    """The state of the newest checkpoint at a multiple of `every` before step `before`.
+
+    None where there is none: then it is the state of step 0. Later checkpoints stay.
+    """
+    self.wait()
+    steps = [step for step in self._manager.all_steps() if step < before and step % every == 0]
+    for step in sorted(steps, reverse=True):
+      try:
+        both, _ = self._read(step, ("state", "best"))
+      except InputError:
+        raise
+      except Exception as error:
+        quiet_tasks()
+        say(f"warning: checkpoint {self._folder / str(step)} is damaged ({one_line(error)})")
+        continue
+      return self._form.unpack(both)[0]
+    return None
 
   def close(self) -> None:
     """Ends the saves under way; nothing half-written stays."""
@@ -153,8 +230,8 @@ class Checkpoints:
       except InputError:
         raise
       except Exception as error:  # whatever the damage made the reader raise
-        _quiet_tasks()
-        damaged[step] = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        quiet_tasks()
+        damaged[step] = one_line(error)
         continue
       for bad, reason in damaged.items():
         say(
@@ -194,7 +271,9 @@ class Checkpoints:
       if fingerprint(found[name]) != host["fingerprint"][name]:
         raise ValueError(f"the numbers of {name!r} are not those that were saved")
     names = [field.name for field in dataclasses.fields(Record)]
-    return tuple(found[name] for name in items), Record(**{name: host[name] for name in names})
+    record = Record(**{name: host[name] for name in names if name in host})  # younger fields lack
+    whole = lambda name: State(*found[name]) if name == "state" else found[name]
+    return tuple(whole(name) for name in items), record
 
 
 class SavedForm:
@@ -237,13 +316,9 @@ class SavedForm:
       leaf.shape, leaf.dtype, sharding=sharding
     )
     state, best = jax.tree.map(with_sharding, shapes, saved)
-    self.abstract = {"state": state, "best": best}
+    self.abstract = {"state": _slim(state), "best": best}
     self.pack = (lambda both: both) if same else jax.jit(pack, out_shardings=saved)
     self.unpack = (lambda both: both) if same else jax.jit(unpack, out_shardings=target)
-
-  def unpack_best(self, best: Best) -> Best:
-    """The best models of the real seeds."""
-    return best
 
 
 @jax.jit
@@ -267,12 +342,19 @@ def fingerprint(tree) -> list[int]:
 def shapes_of(tree) -> dict[str, list]:
   """{path: [dtype, *shape]} of every leaf; JSON."""
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-  name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
-  return {name(path): [str(leaf.dtype), *leaf.shape] for path, leaf in leaves}
+  return {path_of(path): [str(leaf.dtype), *leaf.shape] for path, leaf in leaves}
+
+
+def path_of(path) -> str:
+  """blocks/0/kernel"""
+  return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def differences(saved: dict[str, list], wanted: dict[str, list], most: int = 5) -> str:
-  """What is missing from `saved`, not expected in it, and of another shape; "" where they agree."""
+  """What is missing from `saved`, not expected in it, and of another shape; "" where they agree.
+
+  saved, wanted: of `shapes_of`. most: names told of each kind.
+  """
   text = lambda of, name: f"{name} {of[name][0]}{of[name][1:]}"
   kinds = {
     "missing": [text(wanted, name) for name in wanted if name not in saved],
@@ -289,6 +371,10 @@ def differences(saved: dict[str, list], wanted: dict[str, list], most: int = 5) 
   )
 
 
+def one_line(error: BaseException) -> str:
+  return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+
+
 def _is_key(leaf) -> bool:
   return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
@@ -297,7 +383,7 @@ def _raw(leaf):
   return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
-def _quiet_tasks() -> None:
+def quiet_tasks() -> None:
   """After a failure the other tasks of the same save or restore would each print theirs."""
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
@@ -315,5 +401,5 @@ class _disk_errors:
     if error is None or isinstance(error, InputError):
       return
     if any(reason.lower() in str(error).lower() for reason in REASONS):
-      _quiet_tasks()
+      quiet_tasks()
       raise cannot_write(self._folder, error) from error

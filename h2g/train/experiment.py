@@ -46,6 +46,8 @@ class Experiment:
   rows: whether the leaves of a streamed `Batch.own` are [S, B, ...] with B independent examples
     over which the loss is a mean: then they are split over the mesh, and gradients may be
     accumulated.
+  sequence: whether the leaves of a streamed `Batch.own` of three axes or more are [S, B, T, ...] of
+    T positions: then these are split over the mesh axis `sequence`, where it divides T.
   unit, units_per_step: what speed is counted in, and how many of it a step of one seed reads.
   flops_per_step: multiply-adds times two of the model in a step of one seed, forward and backward.
   """
@@ -63,6 +65,7 @@ class Experiment:
   select: str | None = None
   maximise: bool = True
   rows: bool = False
+  sequence: bool = False
   unit: str = "steps"
   units_per_step: float = 1.0
   flops_per_step: float | None = None

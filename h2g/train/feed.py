@@ -25,6 +25,9 @@ class Resident:
   def next(self) -> Batch:
     return self._batch
 
+  def seek(self, state: Any) -> None:
+    del state
+
 
 class Stream:
   """Batches of an iterator with `get_state` and `set_state`; the next few wait on the device.
@@ -43,6 +46,12 @@ class Stream:
     self.state = state
     if state is not None:
       self._iterator.set_state(state)
+
+  def seek(self, state: Any) -> None:
+    """Goes on after the batch at which `state` was read."""
+    self._waiting.clear()
+    self._iterator.set_state(state)
+    self.state = state
 
   def next(self) -> Batch:
     # Batches are placed ahead of use: the copy to the device runs while the current step computes.

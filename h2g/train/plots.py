@@ -53,6 +53,7 @@ def _draw(axis, rows: list[dict], name: str, color: str) -> None:
   lines: dict[int, list[tuple[int, float]]] = {}
   for row in rows:
     for seed, value in zip(row["seeds"], row.get(name, ())):
+      value = np.nan if value is None else value  # a gap
       lines.setdefault(seed, []).append((row["step"], value))
   if not lines:
     return

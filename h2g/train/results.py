@@ -35,8 +35,12 @@ def results(
   seconds: float,
   compile_count: int,
   config_hash: str,
+  passed_over: list[dict],
 ) -> dict:
-  """The dictionary of results.json. test_std is that of a sample (n - 1), 0 of a single seed."""
+  """The dictionary of results.json. test_std is that of a sample (n - 1), 0 of a single seed.
+
+  passed_over: bad steps that config.train.on_divergence let the run pass, and what was done.
+  """
   metric = experiment.metric
   test = [seed.metrics[f"test/{metric}"] for seed in found]
   val = [seed.metrics[f"val/{metric}"] for seed in found]
@@ -54,6 +58,7 @@ def results(
     "best_step": [seed.best_step for seed in found],
     "metrics": [seed.metrics for seed in found],
     "steps": steps,
+    "passed_over": passed_over,
     "seconds": round(seconds, 3),
     "compile_count": compile_count,
     "versions": versions(),
@@ -68,7 +73,16 @@ PEAK_FLOPS = {
 }  # fmt: skip
 
 
-def cost(step_seconds: list[float], experiment: Experiment, *, seeds: int, devices: int) -> dict:
+def cost(
+  step_seconds: list[float],
+  experiment: Experiment,
+  *,
+  seeds: int,
+  devices: int,
+  times: dict[str, float],
+  compile_count: int,
+  padding: list[float],
+) -> dict:
   """The dictionary of cost.json; what differs from machine to machine is no result.
 
   step_ms: median time of a step of all seeds that train together, without compilation, evaluation
@@ -78,6 +92,11 @@ def cost(step_seconds: list[float], experiment: Experiment, *, seeds: int, devic
   <unit>_per_s: `Experiment.units_per_step` of all seeds that train together, by step_ms.
   mfu: model FLOPs of all of them over what the devices could do; None for unknown devices (CPUs)
     or where the experiment does not count them.
+  compile_count: programs compiled since the run began. padding_share: mean of the metric of that
+    name over the logged steps of this process; None where the experiment has none.
+  data_s, compute_s, compile_s, evaluate_s, checkpoint_s, other_s: seconds of training by what the
+    run waited for, since it began: a batch, a step, its program, an evaluation, a save, the rest.
+    What runs beside a step (reading ahead, writing a checkpoint) counts only while it is awaited.
   """
   peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
   unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
@@ -91,7 +110,26 @@ def cost(step_seconds: list[float], experiment: Experiment, *, seeds: int, devic
     "peak_mb": round(peak / 1e6, 1),
     f"{experiment.unit}_per_s": round(units / step, 2) if step else None,
     "mfu": round(seeds * flops / (step * devices * able), 4) if step and able and flops else None,
+    "compile_count": compile_count,
+    "padding_share": round(float(np.mean(padding)), 4) if padding else None,
+    **{f"{name}_s": round(seconds, 3) for name, seconds in times.items()},
   }
+
+
+def spent(cost: dict) -> str:
+  """The cost in one line."""
+  times = {
+    name[:-2]: value for name, value in cost.items() if name.endswith("_s") and "per" not in name
+  }
+  total = sum(times.values()) or 1.0
+  words = [f"{cost['step_ms']} ms a step"] if cost["step_ms"] else []
+  words += [f"{v} {k[:-6]}/s" for k, v in cost.items() if k.endswith("_per_s") and v]
+  words += [f"model FLOPs utilisation {cost['mfu']:.3f}"] if cost["mfu"] else []
+  words += [f"{cost['compile_count']} programs", f"peak {cost['peak_mb']:.0f} MB"]
+  if cost["padding_share"] is not None:
+    words.append(f"padding {100 * cost['padding_share']:.0f} %")
+  shares = ", ".join(f"{name} {100 * value / total:.1f} %" for name, value in times.items())
+  return f"{', '.join(words)}; of the time {shares}"
 
 
 def versions() -> dict[str, str]:

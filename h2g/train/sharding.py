@@ -17,6 +17,7 @@ from h2g.train.experiment import Batch
 
 SEEDS = "data"  # seeds that train together are spread over this mesh axis
 ROWS = ("data", "fsdp")  # examples are spread over these, where they hold no seeds
+POSITIONS = "sequence"  # positions of an example, where there is such an axis
 
 
 def make_mesh(axes: tuple[tuple[str, int], ...]) -> Mesh:
@@ -47,13 +48,15 @@ class Layout:
   """How a group of seeds lies on a mesh.
 
   seeds: the group's seeds. rules: ordered (pattern, axes) pairs, see `Settings`.
-  rows: whether streamed leaves are [S, B, ...] of B examples, see `Experiment`.
+  rows, sequence: whether streamed leaves are [S, B, ...] of B examples, or [S, B, T, ...] with T
+    positions, see `Experiment`.
   """
 
   mesh: Mesh
   seeds: tuple[int, ...]
   rules: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
   rows: bool = False
+  sequence: bool = False
 
   @property
   def seeds_axis(self) -> str | None:
@@ -100,8 +103,13 @@ class Layout:
       opt_state=_map(like_params, state.opt_state),
       keys=self._struct(state.keys, ()),
       step=step,
+      guard=jax.tree.map(lambda leaf: self._struct(leaf, ()), state.guard),
     )
     return state, best._replace(params=state.params, rest=state.rest)
+
+  def number(self, value: int) -> jax.Array:
+    """[] int32 that every device holds."""
+    return _from_host(np.int32(value), self.replicated)
 
   def place(self, batch: Batch) -> Batch:
     """The host's batch as global arrays: `own` split over seeds, `shared` whole on every device.
@@ -133,7 +141,11 @@ class Layout:
       if size > 1 and axis != self.seeds_axis and left % size == 0:
         axes.append(axis)
         left //= size
-    return (tuple(axes),) if axes else ()
+    split = (tuple(axes) or None,)
+    positions = self.mesh.shape.get(POSITIONS, 1) if self.sequence and np.ndim(leaf) > 2 else 1
+    if positions > 1 and np.shape(leaf)[2] % positions == 0:
+      return (*split, POSITIONS)
+    return split if axes else ()
 
   def _axes(self, path: str, leaf) -> tuple[str | None, ...]:
     """Mesh axes of one parameter [S, ...] by the first rule that matches, checked."""

@@ -21,6 +21,23 @@ from h2g.train.experiment import Batch
 from h2g.train.experiment import Experiment
 from h2g.train.sharding import Layout
 
+SPIKE_MEMORY = 0.98  # of the running mean of the loss, per step
+SPIKE_AFTER = 20  # good steps before a loss can be a spike: the first ones fall too fast to tell
+
+# Metric "divergence" of a step, where it is asked for.
+GOOD, NOT_A_NUMBER, SPIKE = 0, 1, 2
+
+
+class Guard(NamedTuple):
+  """What tells a spike from a usual loss. Leaves [S].
+
+  total: float32, sum over good steps of their loss, older ones weighing less. seen: int32, good
+  steps.
+  """
+
+  total: Array
+  seen: Array
+
 
 class State(NamedTuple):
   """All that the next step depends on, besides its batch.
@@ -28,6 +45,7 @@ class State(NamedTuple):
   params, rest, opt_state: pytrees of [S, ...].
   keys: [S, ...] uint32, random key data of each seed; step t draws from fold_in(key, t).
   step: [] int32, steps done.
+  guard: a Guard where spikes are looked for, else ().
   """
 
   params: Any
@@ -35,6 +53,7 @@ class State(NamedTuple):
   opt_state: Any
   keys: Array
   step: Array
+  guard: Any = ()
 
 
 class Best(NamedTuple):
@@ -60,8 +79,14 @@ class Programs:
     length: int,
     accumulate: int = 1,
     compute_dtype: str = "float32",
+    skip: bool = False,
+    spike_factor: float = 0.0,
   ):
-    """length: most steps of one call of `steps`. accumulate, compute_dtype: see `Settings`."""
+    """length: most steps of one call of `steps`. accumulate, compute_dtype: see `Settings`.
+
+    skip: whether a bad step leaves the model as it was. spike_factor: see `Settings`. With either,
+    the metric "divergence" tells GOOD, NOT_A_NUMBER or SPIKE.
+    """
     self.compiled: set[str] = set()
     over_seeds = functools.partial(_over_seeds, layout=layout)
     low = functools.partial(_lowered, dtype=jnp.dtype(compute_dtype))
@@ -81,25 +106,34 @@ class Programs:
       def one_seed(key):
         init_key, step_key = jax.random.split(key)
         params, rest = experiment.init(init_key)
-        return params, rest, optimizer.init(params), jax.random.key_data(step_key)
+        guard = Guard(jnp.zeros(()), jnp.zeros((), jnp.int32)) if spike_factor else ()
+        return params, rest, optimizer.init(params), jax.random.key_data(step_key), guard
 
-      state = State(*over_seeds(one_seed)(keys), jnp.zeros((), jnp.int32))
+      *parts, guard = over_seeds(one_seed)(keys)
+      state = State(*parts, jnp.zeros((), jnp.int32), guard)
       return state, Best(state.params, state.rest)
 
     def step_once(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
-      def one_seed(params, rest, opt_state, key_data, own):
+      def one_seed(params, rest, opt_state, key_data, guard, own):
+        old = (params, rest, opt_state)
         key = jax.random.fold_in(jax.random.wrap_key_data(key_data), state.step)
         (loss, (rest, metrics)), grads = gradients(params, rest, Batch(batch.shared, own), key)
         # optax mixes dtypes in its own arithmetic, which a caller's strict rules would refuse.
         with jax.numpy_dtype_promotion("standard"):
           updates, opt_state = optimizer.update(grads, opt_state, params)
         metrics = {"loss": loss, "grad_norm": _norm(grads), **metrics}
-        return optax.apply_updates(params, updates), rest, opt_state, metrics
+        new = (optax.apply_updates(params, updates), rest, opt_state)
+        if skip or spike_factor:
+          kind, guard = judged(guard, loss, metrics["grad_norm"], spike_factor)
+          metrics["divergence"] = kind
+          if skip:
+            new = jax.tree.map(lambda a, b: jnp.where(kind == GOOD, b, a), old, new)
+        return *new, guard, metrics
 
-      *new, metrics = over_seeds(one_seed)(
-        state.params, state.rest, state.opt_state, state.keys, batch.own
+      *new, guard, metrics = over_seeds(one_seed)(
+        state.params, state.rest, state.opt_state, state.keys, state.guard, batch.own
       )
-      return State(*new, state.keys, state.step + 1), metrics
+      return State(*new, state.keys, state.step + 1, guard), metrics
 
     def step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
       """One step, for streams; metrics [1, S]."""
@@ -203,6 +237,19 @@ def _accumulated(gradients: Callable, parts: int) -> Callable:
     return (loss, (rest, metrics)), jax.tree.map(lambda x: x / parts, total)
 
   return accumulated
+
+
+def judged(guard, loss: Array, grad_norm: Array, factor: float) -> tuple[Array, Any]:
+  """(GOOD, NOT_A_NUMBER or SPIKE; the guard after this step) of one seed."""
+  finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+  if not factor:
+    return jnp.where(finite, GOOD, NOT_A_NUMBER), guard
+  weight = 1 - SPIKE_MEMORY ** guard.seen.astype(jnp.float32)  # of all good steps so far
+  mean = guard.total / jnp.maximum(weight, 1 - SPIKE_MEMORY)
+  spike = (guard.seen >= SPIKE_AFTER) & (loss - mean > (factor - 1) * jnp.abs(mean))
+  kind = jnp.where(finite, jnp.where(spike, SPIKE, GOOD), NOT_A_NUMBER)
+  after = Guard(SPIKE_MEMORY * guard.total + (1 - SPIKE_MEMORY) * loss, guard.seen + 1)
+  return kind, jax.tree.map(lambda a, b: jnp.where(kind == GOOD, b, a), guard, after)
 
 
 def _norm(tree) -> Array:

@@ -8,11 +8,12 @@ FAILED = 2  # the input, the directory or the disk cannot be used
 DIVERGED = 3
 PREEMPTED = 75  # SIGTERM: EX_TEMPFAIL of sysexits.h, "try again later"
 LOST = 76  # another process of the job is gone
+HUNG = 77  # nothing happened for longer than config.train.watchdog
 INTERRUPTED = 130  # Ctrl-C, as shells have it
 
 
 class Diverged(RuntimeError):
-  """A loss, gradient or metric stopped being a number."""
+  """A loss, gradient or metric stopped being a number, or is a spike that nothing may pass over."""
 
 
 class Preempted(RuntimeError):

@@ -17,7 +17,22 @@ FREE = (
   "train.steps_per_call",
   "train.prefetch",
   "train.compilation_cache",
+  "train.keep_last",
+  "train.keep_every",
+  "train.keep_best",
+  "train.watchdog",
+  "train.wandb",
 )
+
+# Settings younger than runs that may still go on: they count where they are not these defaults.
+YOUNGER = {
+  "train.on_divergence": "stop",
+  "train.spike_factor": 0.0,
+  "train.patience": 5,
+  "train.init_from": "",
+  "train.init_only": "",
+  "train.init_strict": True,
+}
 
 # What the system says when it will not write, however deep in a message.
 REASONS = tuple(
@@ -45,7 +60,7 @@ class Workdir:
     theirs = self._read("config.json")
     if theirs is None or config_hash(theirs) == self.config_hash:
       return
-    differing = _difference(_flat(theirs), _flat(self.config))
+    differing = _difference(theirs, self.config)
     more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
     raise InputError(
       f"{self.path} holds a run of another config ({'; '.join(differing[:4])}{more}): choose "
@@ -106,21 +121,36 @@ def cannot_write(path: Path, error: BaseException) -> InputError:
 
 def config_hash(config: dict) -> str:
   """12 hex digits of the settings that decide the numbers."""
-  kept = {name: value for name, value in _flat(_plain(config)).items() if not _is_free(name)}
+  kept = _deciding(_plain(config))
   return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _is_free(name: str) -> bool:
-  return any(name == free or name.startswith(f"{free}.") for free in FREE)
+def _deciding(config: dict) -> dict[str, Any]:
+  """{name: value} of the settings that decide the numbers."""
+  flat = _flat(config)
+  free = [name for name in FREE]
+  if flat.get("train.on_divergence") == "rollback":
+    free.remove("train.checkpoint_every")  # it says where to
+  is_free = lambda name: any(name == one or name.startswith(f"{one}.") for one in free)
+  return {
+    name: value
+    for name, value in flat.items()
+    if not is_free(name) and not (name in YOUNGER and value == YOUNGER[name])
+  }
 
 
 def _difference(theirs: dict, ours: dict) -> list[str]:
-  lines = []
-  for name in sorted(set(theirs) | set(ours)):
-    old, new = theirs.get(name, "absent"), ours.get(name, "absent")
-    if old != new and not _is_free(name):
-      lines.append(f"config.{name} is {old!r} there, {new!r} here")
-  return lines
+  theirs, ours = _deciding(theirs), _deciding(ours)
+  return [
+    f"config.{name} is {theirs.get(name, _absent(name))!r} there, "
+    f"{ours.get(name, _absent(name))!r} here"
+    for name in sorted(set(theirs) | set(ours))
+    if theirs.get(name, "absent") != ours.get(name, "absent")
+  ]
+
+
+def _absent(name: str) -> Any:
+  return YOUNGER.get(name, "absent")
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,46 +1,76 @@
-"""What a run says while it goes: metrics.jsonl, TensorBoard events, a progress bar or log lines."""
+"""What a run says while it goes: metrics.jsonl, TensorBoard, Weights & Biases, a bar or lines."""
 
 import contextlib
+import hashlib
+import importlib.util
 import json
+import math
 import os
 from pathlib import Path
 import socket
 import sys
 import time
 from typing import Any
+from typing import Protocol
 
 import jax
 import numpy as np
 
+from h2g.errors import InputError
 from h2g.train.workdir import write_whole
 
 Row = dict[str, Any]  # {"step", "seeds", "seconds", metric: one number per seed}
 
 
-class MetricsLog:
-  """metrics.jsonl, one row per logged step of a group of seeds, and the means for TensorBoard.
+class Writer(Protocol):
+  """Where rows of metrics go, besides metrics.jsonl."""
 
-  A row is {"step": int, "seeds": [S], "seconds": float, <metric>: [S floats]}. Only the first
-  process of a job writes.
+  def write(self, row: Row) -> None: ...
+
+  def flush(self) -> None: ...
+
+  def close(self) -> None: ...
+
+
+class MetricsLog:
+  """metrics.jsonl, one row per logged step of a group of seeds, and their means for other writers.
+
+  A row is {"step": int, "seeds": [S], "seconds": float, <metric>: [S floats]}, null for what is not
+  a number. Only the first process of a job writes.
   """
 
-  def __init__(self, workdir: Path, seeds: tuple[int, ...], *, from_step: int):
-    """Opens the log of one group; its rows after `from_step`, of a run that was cut, go."""
+  def __init__(
+    self,
+    workdir: Path,
+    seeds: tuple[int, ...],
+    *,
+    from_step: int,
+    wandb: str = "",
+    config: dict | None = None,
+  ):
+    """Opens the log of one group; its rows after `from_step`, of a run that was cut, go.
+
+    wandb: see `Settings`; config: what it is told of the run.
+    """
     self._path = workdir / "metrics.jsonl"
     self._seeds = list(seeds)
-    self._file = self._events = None
+    self._file = None
+    self._writers: list[Writer] = []
     if is_first_process():
       _keep_rows(self._path, self._seeds, from_step)
       self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 (closed by `close`)
       name = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]}-{seeds[-1]}"
-      self._events = _Events(workdir / "events" / f"seeds_{name}", from_step)
+      self._writers.append(_Events(workdir / "events" / f"seeds_{name}", from_step))
+      if project := _project(wandb):
+        self._writers.append(_WeightsAndBiases(project, workdir, name, config or {}))
 
   def write(self, row: Row) -> None:
     """Appends {"step", "seconds", metrics [S]}, whole or not at all."""
     if self._file is None:
       return
     row = {"step": row["step"], "seeds": self._seeds, **row}
-    line = memoryview(json.dumps(row).encode() + b"\n")
+    row = {name: _strict(value) for name, value in row.items()}
+    line = memoryview(json.dumps(row, allow_nan=False).encode() + b"\n")
     end = os.path.getsize(self._path)
     try:
       while line:
@@ -48,19 +78,102 @@ class MetricsLog:
     except OSError:
       os.truncate(self._path, end)
       raise
-    self._events.write(row)
+    for writer in self._writers:
+      writer.write(row)
 
   def flush(self) -> None:
     """Called before a checkpoint: it must never know more steps than the log."""
     if self._file is not None:
       os.fsync(self._file.fileno())
-      self._events.flush()
+      for writer in self._writers:
+        writer.flush()
 
   def close(self) -> None:
     if self._file is not None:
       self._file.close()
-      with contextlib.suppress(OSError):  # a full disk, which has been told already
-        self._events.close()
+      for writer in self._writers:
+        with contextlib.suppress(OSError):  # a full disk, which has been told already
+          writer.close()
+
+
+def _strict(value):
+  """The value without what JSON has no word for."""
+  if isinstance(value, list):
+    return [_strict(one) for one in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def means(row: Row) -> dict[str, float]:
+  """{metric: mean over the seeds that have one}."""
+  found = {}
+  for name, values in row.items():
+    if name not in ("step", "seeds", "seconds"):
+      numbers = [value for value in values if value is not None]
+      if numbers:
+        found[name] = float(np.mean(numbers))
+  return found
+
+
+def _project(wandb: str) -> str:
+  """The project to log to, "" for none; InputError where it is asked for and cannot be."""
+  # A folder of that name, such as its own logs, is not the package.
+  installed = "wandb" in sys.modules or getattr(importlib.util.find_spec("wandb"), "origin", None)
+  if wandb != "auto":
+    if wandb and not installed:
+      raise InputError(
+        f"config.train.wandb={wandb!r}: the package wandb is not installed: pip install wandb, or "
+        'use ""'
+      )
+    return wandb
+  # Without an account it would ask for one, and a job has nobody to answer.
+  known = any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_MODE"))
+  with contextlib.suppress(OSError):
+    known = known or "api.wandb.ai" in (Path.home() / ".netrc").read_text()
+  return "h2g" if installed and known else ""
+
+
+class _WeightsAndBiases:
+  """One run of Weights & Biases per group; a run that goes on goes on there too.
+
+  What goes wrong with the service is told once and costs the run nothing.
+  """
+
+  def __init__(self, project: str, workdir: Path, name: str, config: dict):
+    self._run = None
+    identity = hashlib.sha256(f"{workdir.absolute()} {name}".encode()).hexdigest()[:16]
+    with self._told():
+      import wandb
+
+      self._run = wandb.init(
+        project=project,
+        name=f"{workdir.name} {name}",
+        id=identity,
+        resume="allow",
+        dir=str(workdir),
+        config=config,
+      )
+
+  def write(self, row: Row) -> None:
+    if self._run is not None:
+      with self._told():
+        self._run.log(means(row), step=row["step"])
+
+  def flush(self) -> None:
+    pass  # it sends by itself
+
+  def close(self) -> None:
+    if self._run is not None:
+      with self._told():
+        self._run.finish()
+
+  @contextlib.contextmanager
+  def _told(self):
+    try:
+      yield
+    except Exception as error:
+      self._run = None
+      reason = " ".join(str(error).split())[:160]
+      say(f"warning: Weights & Biases is left out from here ({type(error).__name__}: {reason})")
 
 
 class _Events:
@@ -81,10 +194,9 @@ class _Events:
     self._add(step=from_step + 1, session_log=start)
 
   def write(self, row: Row) -> None:
-    for name, values in row.items():
-      if name not in ("step", "seeds", "seconds"):
-        summary = self._summary(value=[self._summary.Value(tag=name, simple_value=np.mean(values))])
-        self._add(step=row["step"], summary=summary)
+    for name, mean in means(row).items():
+      summary = self._summary(value=[self._summary.Value(tag=name, simple_value=mean)])
+      self._add(step=row["step"], summary=summary)
 
   def _add(self, **fields) -> None:
     event = self._event(wall_time=time.time(), **fields)
@@ -133,9 +245,13 @@ class Progress:
 
       self._bar = tqdm(total=steps, initial=start, desc=label, unit="step", dynamic_ncols=True)
 
-  def update(self, step: int, row: Row) -> None:
-    """Shows that `step` is done; `row` is the last one written, {} if none was."""
-    self._shown |= {name: f"{np.mean(row[name]):.4f}" for name in self._names if name in row}
+  def update(self, step: int, row: Row, speed: str = "") -> None:
+    """Shows that `step` is done; `row` is the last one written, {} if none was.
+
+    speed: where the time goes, in words.
+    """
+    found = means({name: row[name] for name in self._names if name in row})
+    self._shown |= {name: f"{value:.4f}" for name, value in found.items()}
     if self._bar is not None:
       self._bar.set_postfix(self._shown, refresh=False)
       self._bar.update(step - self._bar.n)
@@ -150,7 +266,7 @@ class Progress:
       per_step = (now - self._first[1]) / (step - self._first[0])
       passed += f", {per_step * (self._steps - step):.0f} s left"
     text = "  ".join(f"{name} {value}" for name, value in self._shown.items())
-    say(f"{self._label}: step {step}/{self._steps}  {text}  {passed}")
+    say(f"{self._label}: step {step}/{self._steps}  {text}  {passed}{speed and f', {speed}'}")
 
   def close(self) -> None:
     if self._bar is not None:

@@ -76,4 +76,4 @@ def test_the_variants_are_configs_that_build(config):
     settings.data.update(path=config.data.path, length=32)
     experiment = build(settings)
     batch = next(iter(experiment.train_batches((0, 1))))
-    assert batch.own.shape == (2, settings.data.batch_size, 33)
+    assert batch.own["tokens"].shape == (2, settings.data.batch_size, 32)

@@ -24,7 +24,7 @@ from h2g.train.sharding import Layout
 from h2g.train.sharding import make_mesh
 from h2g.train.step import seed_keys
 
-FAST = {"text": ("1,1,1", "2,2,2", "1,4,1"), "graph": ("1,1,1", "2,2,2")}
+FAST = {"text": ("1,1,1", "2,2,2", "1,1,2,2,2"), "graph": ("1,1,1", "2,2,2")}
 
 
 def spawn(workload: str, *meshes: str) -> list[dict]:
@@ -54,7 +54,8 @@ def assert_one_curve(found: list[dict]) -> None:
   for other in found[1:]:
     for name in ("loss", "grad_norm"):
       np.testing.assert_allclose(other[name], found[0][name], rtol=1e-5, err_msg=str(other["mesh"]))
-    split = other["mesh"][1] * other["mesh"][2]
+    assert min(other["grad_norm"]) > 0.5, "or nothing was clipped"
+    split = np.prod(other["mesh"][1:3]) * np.prod(other["mesh"][4:])
     assert other["share"] < (0.75 if split > 1 else 1.01), other  # sharded, moments too
 
 
@@ -67,7 +68,7 @@ def test_meshes_give_one_curve(workload):
 @pytest.mark.parametrize("workload", ["text", "graph"])
 def test_all_meshes_give_one_curve(workload):
   found = spawn(workload)
-  assert len(found) == 20
+  assert len(found) == (25 if workload == "text" else 20)
   assert_one_curve(found)
 
 
@@ -91,7 +92,7 @@ def test_bfloat16_keeps_float32_state_and_the_old_state_is_given_away():
   programs = make_programs(experiment, settings, layout)
   state, _ = programs.create(seed_keys(layout.padded))
   batch = layout.place(next(iter(experiment.train_batches((0,)))))
-  assert batch.own.addressable_shards[0].data.shape[1] == 8  # half of the examples
+  assert batch.own["tokens"].addressable_shards[0].data.shape[1] == 8  # half of the examples
   text = programs.step.lower(state, batch).as_text()
   assert "bf16" in text
   new, _ = programs.step(state, batch)

@@ -1,6 +1,6 @@
 """Loss curves of a few steps of both workloads on meshes of one process, as JSON lines.
 
-  python curves.py WORKLOAD data,fsdp,tensor ...      [one mesh per word]
+  python curves.py WORKLOAD data,fsdp,tensor[,sequence[,expert]] ...      [one mesh per word]
 
 Run with --xla_force_host_platform_device_count=8 in XLA_FLAGS.
 """
@@ -13,12 +13,15 @@ import sys
 import tempfile
 
 STEPS = 4
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "tensor", "sequence", "expert")
 MESHES = [
   sizes
   for sizes in itertools.product((1, 2, 4, 8), repeat=3)
   if sizes[0] * sizes[1] * sizes[2] <= 8
 ]
+# With axes that a model asks for: positions of a text over one, layers' widths over the other.
+ASKED = [(1, 1, 1, 8), (2, 1, 2, 2), (1, 2, 1, 2, 2), (1, 1, 1, 1, 8), (2, 1, 1, 1, 4)]
+EXPERT_RULES = ((r"(gate|up)/kernel", (None, "expert")), (r"down/kernel", ("expert", None)))
 
 
 def text_config(**train):
@@ -71,7 +74,9 @@ def curve(experiment, config, mesh_sizes) -> dict:
   from h2g.train.step import seed_keys
 
   settings = Settings.from_config(complete(config))
-  layout = Layout(make_mesh(tuple(zip(AXES, mesh_sizes))), (0,), settings.rules, experiment.rows)
+  rules = (*EXPERT_RULES, *settings.rules) if len(mesh_sizes) > 4 else settings.rules
+  mesh = make_mesh(tuple(zip(AXES, mesh_sizes)))
+  layout = Layout(mesh, (0,), rules, experiment.rows, experiment.sequence)
   programs = make_programs(experiment, settings, layout)
   state, _ = programs.create(seed_keys(layout.padded))
   leaves = jax.tree.leaves((state.params, state.opt_state))
@@ -92,7 +97,8 @@ def curve(experiment, config, mesh_sizes) -> dict:
 
 def main(workload: str, *meshes: str) -> None:
   experiment, config = build(workload)
-  chosen = [tuple(map(int, mesh.split(","))) for mesh in meshes] or MESHES
+  every = MESHES + (ASKED if workload == "text" else [])
+  chosen = [tuple(map(int, mesh.split(","))) for mesh in meshes] or every
   for sizes in chosen:
     print(json.dumps(curve(experiment, config, sizes)), flush=True)
 

@@ -16,21 +16,22 @@ ROOT = HERE.parents[1]
 CONFIG = HERE / "configs" / "blobs.py"
 
 
-def arguments(workdir, *words: str, variant: str = "full") -> list[str]:
-  return ["h2g.train", "--config", f"{CONFIG}:{variant}", "--workdir", str(workdir), *words]
+def arguments(workdir, *words: str, variant: str = "full", config: str = "blobs") -> list[str]:
+  where = f"{CONFIG.with_name(config)}.py:{variant}"
+  return ["h2g.train", "--config", where, "--workdir", str(workdir), *words]
 
 
-def train(workdir, *words: str, variant: str = "full") -> int:
+def train(workdir, *words: str, **which) -> int:
   """The exit status of the command line, run in this process."""
-  return main(arguments(workdir, *words, variant=variant))
+  return main(arguments(workdir, *words, **which))
 
 
-def spawn(workdir, *words, variant="full", devices: int = 2) -> subprocess.Popen:
+def spawn(workdir, *words, devices: int = 2, **which) -> subprocess.Popen:
   """The command line in a process of its own, in another directory than the repository's."""
   flags = f"--xla_force_host_platform_device_count={devices}"
   env = dict(os.environ, XLA_FLAGS=flags, PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu")
   return subprocess.Popen(
-    [sys.executable, "-m", *arguments(workdir, *words, variant=variant)],
+    [sys.executable, "-m", *arguments(workdir, *words, **which)],
     env=env,
     cwd=HERE,
     stdout=subprocess.PIPE,

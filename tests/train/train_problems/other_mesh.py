@@ -26,7 +26,7 @@ def main(folder: str) -> None:
   saved = None
   for sizes in ((2, 2, 2), (1, 1, 4), (4, 1, 1), (1, 1, 1)):
     mesh = make_mesh(tuple(zip(curves.AXES, sizes)))
-    layout = Layout(mesh, (0,), settings.rules, experiment.rows)
+    layout = Layout(mesh, (0,), settings.rules, experiment.rows, experiment.sequence)
     programs = make_programs(experiment, settings, layout)
     checkpoints = Checkpoints(Path(folder), layout, programs.abstract, "hash")
     if saved is None:
