@@ -24,6 +24,7 @@ ARROWS = {
   "models": ("errors", "ops", "graph", "nn"),
   "train": ("errors",),
   "benchmark": ("errors", "train"),
+  "sweep": ("errors", "train"),
   "papers": ("errors", "train"),
   "report": ("errors",),
   "metrics": (),

@@ -57,8 +57,8 @@ def _main(argv: list[str]) -> int:
   todo = cells(grid, datasets=values.datasets, models=values.models, preset=values.preset)
 
   from h2g.benchmark import report  # scipy and matplotlib: not for a question
-  from h2g.benchmark import runs
   from h2g.benchmark.table import collect
+  from h2g.train import jobs
   from h2g.train.workdir import cannot_write
 
   workdir = Path(values.workdir).expanduser()
@@ -69,13 +69,10 @@ def _main(argv: list[str]) -> int:
 
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    runs.run(
-      todo,
-      workdir,
-      config=grid.config,
-      seeds=values.seeds,
-      overrides=overrides,
-      jobs=values.jobs,
+    options = (f"--config.num_seeds={values.seeds}", *overrides)
+    jobs.run(
+      [cell.job(grid.config, workdir, options) for cell in todo],
+      at_once=values.jobs,
       minutes=values.minutes,
     )
     write()
@@ -84,7 +81,7 @@ def _main(argv: list[str]) -> int:
     raise
   except OSError as error:
     raise cannot_write(workdir, error) from error
-  failed = [cell for cell in todo if (cell.folder(workdir) / runs.FAILURE).exists()]
+  failed = [cell for cell in todo if (cell.folder(workdir) / jobs.FAILURE).exists()]
   print(f"{len(todo) - len(failed)} of {len(todo)} runs -> {workdir / 'table.md'}")
   for cell in failed:
     print(f"failed: {cell.dataset} {cell.model}, see {cell.folder(workdir) / 'log.txt'}")

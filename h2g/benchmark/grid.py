@@ -7,6 +7,7 @@ import sys
 from typing import NamedTuple
 
 from h2g.errors import InputError
+from h2g.train.jobs import Job
 
 
 class Grid(NamedTuple):
@@ -69,6 +70,11 @@ class Cell(NamedTuple):
   def folder(self, workdir: Path) -> Path:
     """Where its run lives."""
     return workdir / self.dataset / self.model
+
+  def job(self, config: Path, workdir: Path, options: tuple[str, ...]) -> Job:
+    """The run as a command of the trainer."""
+    name = f"{self.dataset} {self.model}"
+    return Job(name, f"{config}:{self.variant}", self.folder(workdir), options)
 
 
 def cells(grid: Grid, *, datasets: str, models: str, preset: str) -> list[Cell]:

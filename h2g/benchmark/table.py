@@ -3,15 +3,14 @@
 Axes: D data sets, M models, S seeds.
 """
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from h2g.benchmark import runs
 from h2g.benchmark.grid import Cell
+from h2g.train import jobs
 
 LEVEL = 0.05  # of every test
 
@@ -129,10 +128,10 @@ def collect(cells: list[Cell], workdir: Path) -> Table:
 
 
 def _score(folder: Path) -> Score:
-  found, failed = _read(folder / runs.RESULTS), _read(folder / runs.FAILURE)
-  if found is None or failed is not None:  # results beside a failure are those of another config
-    return Score("", (), (), None, None, (failed or {}).get("reason", "not run yet"))
-  cost = _read(folder / "cost.json") or {}
+  found, failure = jobs.outcome(folder)
+  if found is None:
+    return Score("", (), (), None, None, failure)
+  cost = jobs.read(folder / "cost.json") or {}
   return Score(
     found["metric"],
     tuple(found["test"]),
@@ -140,7 +139,3 @@ def _score(folder: Path) -> Score:
     cost.get("step_ms"),
     cost.get("peak_mb"),
   )
-
-
-def _read(path: Path) -> dict | None:
-  return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -87,7 +87,7 @@ def _status(argv: list[str]) -> int:
 
 def _main(argv: list[str]) -> int:
   words = [word for word in argv if word not in HELP]
-  config, workdir, progress, profile, job = _parse(words)
+  config, workdir, progress, profile, job = parse(words)
   if words != argv:
     print(__doc__.strip())
     if config is not None:
@@ -139,7 +139,7 @@ def _build(config):
     raise
 
 
-def _parse(argv: list[str]) -> Arguments:
+def parse(argv: list[str]) -> Arguments:
   """Reads the flags; InputError for what cannot be read."""
   where, argv = _take_config(argv)
   config = None if where is None else complete(_load(where))

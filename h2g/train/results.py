@@ -55,6 +55,7 @@ def results(
     "val_mean": float(np.mean(val)),
     "seeds": [seed.seed for seed in found],
     "selected_by": experiment.selection,
+    "maximise": experiment.maximise,
     "best_step": [seed.best_step for seed in found],
     "metrics": [seed.metrics for seed in found],
     "steps": steps,

@@ -1,0 +1,129 @@
+"""Many runs of the trainer, each a process of its own: what one does to itself, it does alone."""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import concurrent.futures
+import json
+import os
+from pathlib import Path
+import subprocess
+import sys
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+PREEMPTED = (75, 130)  # of `h2g.train`: told to stop and saved
+RESULTS = "results.json"
+FAILURE = "failure.json"
+
+
+class Job(NamedTuple):
+  """One run.
+
+  name: for people. config: FILE:VARIANT. folder: its work directory. options: `--config.key=value`.
+  """
+
+  name: str
+  config: str
+  folder: Path
+  options: tuple[str, ...] = ()
+
+  @property
+  def words(self) -> list[str]:
+    """The command line after `python`."""
+    words = ["-m", "h2g.train", "--noprogress", f"--config={self.config}"]
+    return [*words, f"--workdir={self.folder}", *self.options]
+
+
+def run(
+  jobs: Sequence[Job],
+  *,
+  at_once: int = 1,
+  minutes: float = 0,
+  done: Callable[[], None] = lambda: None,
+) -> None:
+  """Runs the jobs; one that is finished already says so in half a second.
+
+  A job that fails leaves failure.json in its folder, which says why, and is tried again by the next
+  call. A job that was cut goes on from its last checkpoint.
+
+  Args:
+    jobs: in the order in which they start.
+    at_once: runs at a time. With more than one, their times are not those of a quiet machine.
+    minutes: a run that takes longer is stopped and counts as failed; 0 lets it.
+    done: called after each job.
+  Raises:
+    KeyboardInterrupt: a run was told to stop, and saved.
+  """
+  bar = tqdm(total=len(jobs), unit="run", disable=not sys.stderr.isatty())
+
+  def one(job: Job) -> None:
+    bar.set_description(job.name)
+    reason = _train(job, minutes)
+    _note(job.folder, reason)
+    if not sys.stderr.isatty():
+      print(f"{job.name}: {reason or 'done'}", file=sys.stderr, flush=True)
+    bar.update()
+
+  with bar, concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+    running = [pool.submit(one, job) for job in jobs]
+    try:
+      for future in concurrent.futures.as_completed(running):
+        future.result()
+        done()
+    except BaseException:
+      for future in running:
+        future.cancel()
+      raise
+
+
+def read(path: Path) -> dict | None:
+  """The content of a JSON file, None where there is none."""
+  return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def outcome(folder: Path) -> tuple[dict | None, str]:
+  """(results of a finished run, ""), or (None, why there are none)."""
+  found, failed = read(folder / RESULTS), read(folder / FAILURE)
+  if found is None or failed is not None:  # results beside a failure are those of another config
+    return None, (failed or {}).get("reason", "not run yet")
+  return found, ""
+
+
+def _train(job: Job, minutes: float) -> str | None:
+  """Runs one command; None where it finished, or the reason why it did not."""
+  job.folder.mkdir(parents=True, exist_ok=True)
+  # The caller's import path: a clone that is not installed works as well.
+  environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+  with (job.folder / "log.txt").open("ab") as log:
+    begin = log.tell()
+    try:
+      status = subprocess.run(
+        [sys.executable, *job.words],
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        env=environment,
+        timeout=60 * minutes or None,
+      ).returncode
+    except subprocess.TimeoutExpired:
+      return f"took longer than {minutes:g} minutes"
+  if status == 0:
+    return None
+  if status in PREEMPTED:
+    raise KeyboardInterrupt
+  if status < 0:
+    return f"killed by signal {-status}" + (" (out of memory?)" if status == -9 else "")
+  said = (job.folder / "log.txt").read_bytes()[begin:].decode(errors="replace").strip().splitlines()
+  return said[-1].removeprefix("error: ") if said else f"exit status {status}"
+
+
+def _note(folder: Path, reason: str | None) -> None:
+  """failure.json, there exactly while the last try failed."""
+  path = folder / FAILURE
+  if reason is None:
+    path.unlink(missing_ok=True)
+    return
+  part = path.with_suffix(".part")
+  part.write_text(json.dumps({"reason": reason}) + "\n", encoding="utf-8")
+  part.replace(path)
