@@ -34,10 +34,27 @@ def make_optimizer(settings: Settings) -> optax.GradientTransformation:
     "sgd": lambda: optax.chain(
       optax.add_decayed_weights(decay, mask), optax.sgd(schedule, settings.momentum)
     ),
+    "lars": lambda: _lars(schedule, decay, mask, settings.momentum),
   }[settings.optimizer]()
   if settings.clip_norm:
     return optax.chain(optax.clip_by_global_norm(settings.clip_norm), main)
   return main
+
+
+def _lars(schedule, decay, mask, momentum) -> optax.GradientTransformation:
+  """g <- g + decay p; g <- 0.001 g |p| / |g| where p has two axes or more (g where a norm is zero);
+  mu <- momentum mu + g; p <- p - rate mu.
+
+  `optax.lars` has the rate inside mu, which differs under a schedule. Source: arXiv 1708.03888, as
+  in the code of arXiv 2111.06377 and 2506.10178.
+  """
+  trust = optax.scale_by_trust_ratio(trust_coefficient=0.001)
+  return optax.chain(
+    optax.add_decayed_weights(decay, mask),
+    optax.masked(trust, _matrices),
+    optax.trace(momentum),
+    optax.scale_by_learning_rate(schedule),
+  )
 
 
 def _matrices(params):

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from h2g.errors import InputError
 
-OPTIMIZERS = ("adamw", "adam", "lion", "sgd")
+OPTIMIZERS = ("adamw", "adam", "lion", "sgd", "lars")
 SCHEDULES = ("cosine", "constant", "linear")
 DECAYS = ("matrices", "all")
 DTYPES = ("float32", "bfloat16")
@@ -31,7 +31,7 @@ class Settings:
   config.train.optimizer: one of OPTIMIZERS; lr: peak learning rate; schedule: one of SCHEDULES, to
     zero at the last step; warmup: steps from zero to the peak; weight_decay: decoupled, times the
     learning rate; decay: which parameters decay, "matrices" (two axes or more) or "all"; momentum:
-    of sgd; clip_norm: largest global norm of the gradient of a seed, 0 leaves it.
+    of sgd and lars; clip_norm: largest global norm of the gradient of a seed, 0 leaves it.
   config.train.accumulate: parts of a streamed batch whose gradients are summed one after the other.
   config.train.compute_dtype: one of DTYPES, of parameters and float inputs inside the loss;
     parameters, gradients and optimiser state stay float32.

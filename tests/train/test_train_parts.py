@@ -73,6 +73,32 @@ def test_only_matrices_decay(name):
       assert (float(updates["bias"][0]) < 0) == moves
 
 
+def test_lars_by_hand():
+  """The rate stands outside the momentum, and vectors and zeros have no trust ratio."""
+  settings = Settings(optimizer="lars", lr=0.5, steps=4, schedule="linear", weight_decay=0.1)
+  optimizer = make_optimizer(settings)
+  rng = np.random.default_rng(0)
+  names = {"matrix": (2, 3), "zero": (2, 2), "bias": (3,)}
+  p = {name: rng.normal(size=shape) * (name != "zero") for name, shape in names.items()}
+  mine, momentum = {k: v.copy() for k, v in p.items()}, dict.fromkeys(p, 0.0)
+  params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), p)
+  state = optimizer.init(params)
+  for step in range(3):
+    grads = {name: rng.normal(size=shape) for name, shape in names.items()}
+    with jax.numpy_dtype_promotion("standard"):
+      given = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), grads)
+      updates, state = optimizer.update(given, state, params)
+    params = jax.tree.map(jnp.add, params, updates)
+    for name, g in grads.items():
+      if name != "bias":
+        g = g + 0.1 * mine[name]
+        sizes = np.linalg.norm(mine[name]), np.linalg.norm(g)
+        g = g * (0.001 * sizes[0] / sizes[1] if min(sizes) > 0 else 1.0)
+      momentum[name] = 0.9 * momentum[name] + g
+      mine[name] = mine[name] - 0.5 * (1 - step / 4) * momentum[name]
+      np.testing.assert_allclose(params[name], mine[name], rtol=1e-5, atol=1e-6)
+
+
 def test_gradients_are_clipped_by_their_global_norm():
   settings = Settings(optimizer="sgd", momentum=0.0, lr=1.0, schedule="constant", clip_norm=1.0)
   optimizer = make_optimizer(settings)
