@@ -1,5 +1,7 @@
 """Measures that several papers share, as functions of NumPy arrays."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -60,3 +62,60 @@ def linear_probe(
   penalty = ridge * len(a) * np.diag([1.0] * x.shape[1] + [0.0])
   weights = np.linalg.solve(a.T @ a + penalty, a.T @ targets)
   return float(((bias(test_x) @ weights).argmax(1) == test_labels).mean())
+
+
+def knn_accuracy(
+  x: np.ndarray,
+  labels: np.ndarray,
+  test_x: np.ndarray,
+  test_labels: np.ndarray,
+  *,
+  ks: Sequence[int] = (5, 10, 15, 20, 50, 100, 200),
+  temperatures: Sequence[float] = (0.07, 0.1, 0.2),
+) -> dict[tuple[int, float], float]:
+  """Accuracy of the k nearest items by cosine, each voting with exp(cosine / temperature).
+
+  Args:
+    x: [N, E] float, labels: [N] int: the items. test_x, test_labels: what is predicted.
+    ks: those above N are left out. temperatures: of the votes.
+  Returns:
+    {(k, temperature): accuracy}.
+  Source: arXiv 1805.01978 sec. 3.4.
+  """
+  unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+  cosine = unit(test_x.astype(np.float64)) @ unit(x.astype(np.float64)).T
+  order = np.argsort(-cosine, axis=1, kind="stable")[:, : max(ks)]
+  near = np.take_along_axis(cosine, order, axis=1)
+  votes = np.eye(labels.max() + 1)[labels[order]]  # [Q, k, classes]
+  found = {}
+  for k in (k for k in ks if k <= len(x)):
+    for temperature in temperatures:
+      weights = np.exp((near[:, :k] - 1) / temperature)
+      chosen = np.einsum("qk,qkc->qc", weights, votes[:, :k]).argmax(1)
+      found[k, temperature] = float((chosen == test_labels).mean())
+  return found
+
+
+def map_similarity(weights: np.ndarray) -> float:
+  """Mean cosine between two maps of one image: low where the maps are complementary.
+
+  Args:
+    weights: [B, M, N] float, not negative; M maps over N tokens.
+  Returns:
+    In [0, 1], the mean over images and pairs of maps; NaN for a single map.
+  """
+  norm = np.linalg.norm(weights, axis=-1, keepdims=True)
+  unit = weights / np.maximum(norm, 1e-30)
+  cosine = np.einsum("bmn,bkn->bmk", unit, unit)
+  off = ~np.eye(cosine.shape[1], dtype=bool)
+  return float(cosine[:, off].mean()) if off.any() else float("nan")
+
+
+def map_entropy(weights: np.ndarray) -> float:
+  """Mean over maps of -sum_n a_n ln a_n / ln N: 0 looks at one token, 1 at all alike.
+
+  Args:
+    weights: [..., N] float; maps that sum to one, N > 1.
+  """
+  logs = np.log(np.maximum(weights, 1e-30))
+  return float(-(weights * logs).sum(-1).mean() / np.log(weights.shape[-1]))

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 
 from h2g.metrics import average_precision
+from h2g.metrics import knn_accuracy
 from h2g.metrics import linear_probe
+from h2g.metrics import map_entropy
+from h2g.metrics import map_similarity
 from h2g.metrics import retrieval_map
 
 
@@ -29,3 +32,20 @@ def test_a_linear_probe_finds_what_is_linear_and_nothing_else():
   x = np.eye(3)[labels] @ rng.normal(size=(3, 8)) + 0.01 * rng.normal(size=(600, 8))
   assert linear_probe(x[:400], labels[:400], x[400:], labels[400:]) > 0.99
   assert linear_probe(x[:400], other[:400], x[400:], other[400:]) < 0.5
+
+
+def test_the_nearest_vote_by_cosine():
+  x = np.array([[1.0, 0.0], [5.0, 0.5], [0.0, 1.0], [0.3, 1.0], [0.2, 1.0]])
+  labels = np.array([0, 0, 1, 1, 1])
+  asked, right = np.array([[2.0, 0.1], [0.1, 3.0]]), np.array([0, 1])
+  found = knn_accuracy(x, labels, asked, right, ks=(1, 5, 9), temperatures=(0.07, 100.0))
+  assert set(found) == {(1, 0.07), (1, 100.0), (5, 0.07), (5, 100.0)}
+  assert found[1, 0.07] == found[5, 0.07] == 1.0
+  assert found[5, 100.0] == 0.5  # all vote alike: the larger class takes both
+
+
+def test_maps_that_share_nothing_and_maps_that_are_equal():
+  apart, same = np.eye(4)[None, :3], np.full((2, 3, 4), 0.25)
+  assert map_similarity(apart) == 0 and map_similarity(same) == pytest.approx(1)
+  assert map_entropy(apart) == 0 and map_entropy(same) == pytest.approx(1)
+  assert np.isnan(map_similarity(same[:, :1]))
