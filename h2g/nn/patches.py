@@ -7,6 +7,11 @@ import numpy as np
 from h2g.errors import InputError
 
 
+def unit_range(images: Array) -> Array:
+  """uint8 [...] -> float32 in [-1, 1]."""
+  return images.astype(jnp.float32) / 127.5 - 1.0
+
+
 def patchify(images: Array, patch: int) -> Array:
   """Cuts images into square patches, row by row.
 
