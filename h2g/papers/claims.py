@@ -28,6 +28,11 @@ class Finding(NamedTuple):
     """`name` must be at least a number; NaN does not hold."""
     return cls(f"{name} >= {at_least:.4g}", bool(value >= at_least), f"{value:.4g}")
 
+  @classmethod
+  def at_most(cls, name: str, value: float, limit: float) -> "Finding":
+    """`name` must be at most a number; NaN does not hold."""
+    return cls(f"{name} <= {limit:.4g}", bool(value <= limit), f"{value:.4g}")
+
 
 class Runs:
   """Trains variants of one paper's config, each once, in one work directory."""
@@ -45,10 +50,17 @@ class Runs:
     self._found: dict[str, dict] = {}
 
   def config(self, variant: str):
-    """The ConfigDict of a variant."""
+    """The ConfigDict of a variant.
+
+    A part of it that names another `variant` and a `workdir`, to be trained and restored there
+    (an encoder that is probed), gets its folder here.
+    """
     config = module(f"configs.{self.slug}").get_config(variant)
     if self._seeds:
       config.num_seeds = self._seeds
+    for part in config.values():
+      if hasattr(part, "items") and {"variant", "workdir"} <= set(part):
+        part.workdir = str(self.folder(part.variant))
     return config
 
   def folder(self, variant: str) -> Path:
