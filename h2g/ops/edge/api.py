@@ -12,13 +12,19 @@ from jax.sharding import PartitionSpec
 
 from h2g.ops import dispatch
 from h2g.ops import sharding as sharding_lib
+from h2g.ops.edge import mosaic_gpu
 from h2g.ops.edge import reference
 from h2g.ops.edge import xla
 from h2g.ops.edge.index import EdgeIndex
 
-ATTENTION = dict(xla=xla.edge_attention, reference=reference.edge_attention)
+ATTENTION = dict(
+  xla=xla.edge_attention,
+  mosaic_gpu=mosaic_gpu.edge_attention,
+  reference=reference.edge_attention,
+)
 SUM = dict(xla=xla.edge_sum, reference=reference.edge_sum)
-ORDER = dict.fromkeys(("cpu", "gpu", "tpu"), ("xla", "reference"))
+SUM_ORDER = dict.fromkeys(("cpu", "gpu", "tpu"), ("xla", "reference"))
+ORDER = SUM_ORDER | dict(gpu=("mosaic_gpu", "xla", "reference"))
 WHOLE = ("_",) * len(EdgeIndex._fields)  # every shard of heads reads the same edges
 
 
@@ -74,7 +80,8 @@ def edge_attention(
     return_weights, return_lse: return `EdgeAttentionOut`. The weights come from the reference form.
     sharding: layout of q over a mesh, where q itself does not show it; heads may be sharded, and
       each shard serves its own. Seeds are sharded by `jax.vmap`, as any leading axis.
-    implementation: "xla" (reads rows both ways, no array of edges x features) or "reference"; None
+    implementation: "xla" (reads rows both ways, no array of edges x features), "mosaic_gpu" (the
+      same in one kernel per direction; see that module for what it refuses) or "reference"; None
       chooses.
   Returns:
     [N, H, F] in v's dtype, zeros for receivers without edges; computed in float32.
@@ -148,7 +155,7 @@ def edge_sum(
     mean: divide by the number of incoming edges (by one where there is none).
     sharding: layout of x over a mesh, where x itself does not show it; its second axis (columns, or
       heads) may be sharded.
-    implementation: as in `edge_attention`.
+    implementation: "xla" or "reference"; None chooses.
   Returns:
     [N, G] or [N, H, F] in x's dtype, accumulated in float32; zeros for receivers without edges.
     Differentiable in x and weights.
@@ -186,7 +193,7 @@ def _sum(x: Array, weights: Array | None, index: EdgeIndex, mean: bool, implemen
     else jnp.broadcast_to(weights.reshape(num_edges, -1), (num_edges, heads.shape[1]))
   )
   out = dispatch.choose(
-    "edge_sum", SUM, ORDER, implementation, heads.astype(accumulate), index, weights=wide
+    "edge_sum", SUM, SUM_ORDER, implementation, heads.astype(accumulate), index, weights=wide
   )
   if mean:
     count = jnp.maximum(jnp.diff(index.indptr), 1).astype(out.dtype)

@@ -18,6 +18,10 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 
+from h2g.ops.edge.call import clipped
+from h2g.ops.edge.call import delta_of
+from h2g.ops.edge.call import edge_gradients
+from h2g.ops.edge.call import seeds_as_heads
 from h2g.ops.edge.index import EdgeIndex
 
 BLOCK = 1024  # virtual rows at a time: bounds memory, and keeps a block's gathers in cache
@@ -104,7 +108,7 @@ def _add_rows(parts: Array, rows: Rows, num: int) -> Array:
 
 def _logits(raw, bias, rows: Rows, clip):
   """From scaled products [R, W, H] to logits; NEGATIVE where no edge is."""
-  logits = raw if clip is None else jnp.clip(raw, -clip, clip)
+  logits = clipped(raw, clip)
   if bias is not None:
     logits = logits + bias[rows.position]
   return jnp.where(rows.real[..., None], logits, NEGATIVE)
@@ -164,14 +168,10 @@ def _backward(scale, clip, q, k, v, bias, keep, index: EdgeIndex, lse, raw, d_ou
   senders = index.senders[rows.position]
   d_weights = _products(d_out, v, rows, senders)
   d_weights = jnp.where(rows.real[..., None], d_weights, 0.0)
-  kept = weights
   if keep is not None:
-    factor = jnp.where(rows.real[..., None], keep[rows.position], 0.0)
-    d_weights, kept = d_weights * factor, weights * factor
-  d_logits = weights * (d_weights - delta[rows.owner][:, None, :])
-  d_raw = d_logits * scale
-  if clip is not None:
-    d_raw = jnp.where(jnp.abs(raw) <= clip, d_raw, 0.0)
+    keep = jnp.where(rows.real[..., None], keep[rows.position], 0.0)
+  delta = jnp.broadcast_to(delta[rows.owner][:, None, :], raw.shape)
+  d_raw, d_logits, kept = edge_gradients(raw, weights, d_weights, delta, keep, scale, clip)
   dq = _weighted_sum(d_raw, k, senders, rows, num)
 
   # By sender: the logits' gradients and the weights, scalars per edge and head, are read back.
@@ -191,51 +191,8 @@ def _backward(scale, clip, q, k, v, bias, keep, index: EdgeIndex, lse, raw, d_ou
   return dq, dk, dv, d_bias
 
 
-def _seeds_as_heads(function):
-  """vmap over arrays [.., rows, H, ..] with an unbatched index as one call with S * H heads."""
-
-  @functools.wraps(function)
-  def call(scale, clip, *args):
-    batched = jax.custom_batching.custom_vmap(functools.partial(function, scale, clip))
-
-    @batched.def_vmap
-    def rule(size, in_batched, *args):
-      is_index = [isinstance(arg, EdgeIndex) for arg in args]
-      shared = all(
-        not any(jax.tree.leaves(flag)) for flag, index in zip(in_batched, is_index) if index
-      )
-      if not shared:
-        # Every seed has its own graph: one after the other.
-        moved = [
-          jax.tree.map(lambda x, b: x if b else jnp.broadcast_to(x, (size, *x.shape)), arg, flag)
-          for arg, flag in zip(args, in_batched)
-        ]
-        outs = jax.lax.map(lambda one: call(scale, clip, *one), tuple(moved))
-        return outs, jax.tree.map(lambda _: True, outs)
-
-      def fold(x, flag):  # [S, rows, H, ...] -> [rows, S * H, ...]
-        x = x if flag else jnp.broadcast_to(x, (size, *x.shape))
-        x = jnp.moveaxis(x, 0, 1)
-        return x.reshape(x.shape[0], size * x.shape[2], *x.shape[3:])
-
-      def unfold(x):
-        x = x.reshape(x.shape[0], size, x.shape[1] // size, *x.shape[2:])
-        return jnp.moveaxis(x, 1, 0)
-
-      folded = [
-        arg if index else jax.tree.map(fold, arg, flag)
-        for arg, flag, index in zip(args, in_batched, is_index)
-      ]
-      outs = jax.tree.map(unfold, call(scale, clip, *folded))
-      return outs, jax.tree.map(lambda _: True, outs)
-
-    return batched(*args)
-
-  return call
-
-
-_forward = _seeds_as_heads(_forward)
-_backward = _seeds_as_heads(_backward)
+_forward = seeds_as_heads(_forward, num_static=2)
+_backward = seeds_as_heads(_backward, num_static=2)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -252,7 +209,7 @@ def _attend_fwd(scale, clip, q, k, v, bias, keep, index):
 def _attend_bwd(scale, clip, saved, cotangents):
   q, k, v, bias, keep, index, out, lse, raw = saved
   d_out, d_lse = cotangents
-  delta = jnp.sum(d_out * out, -1) - d_lse
+  delta = delta_of(d_out, out, d_lse)
   dq, dk, dv, d_bias = _backward(scale, clip, q, k, v, bias, keep, index, lse, raw, d_out, delta)
   return dq, dk, dv, d_bias, None, None
 
@@ -302,8 +259,8 @@ def _sum_backward(scale, clip, x, weights, index: EdgeIndex, d_out):
   return dx, d_weights
 
 
-_sum_forward = _seeds_as_heads(_sum_forward)
-_sum_backward = _seeds_as_heads(_sum_backward)
+_sum_forward = seeds_as_heads(_sum_forward, num_static=2)
+_sum_backward = seeds_as_heads(_sum_backward, num_static=2)
 
 
 @jax.custom_vjp
