@@ -22,6 +22,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import functools
 import importlib
 import importlib.metadata
 import json
@@ -38,6 +39,21 @@ WARM_UP = 3
 ROUNDS = 9
 # Copy bandwidth (read and write together) in bytes/s, bfloat16 matmul rate in flop/s, as measured.
 CEILINGS = {"H200": (4.3e12, 790e12)}
+
+# Of a row, in order. A peer that was not measured has its reason behind its name.
+COLUMNS = (
+  "op",
+  "case",
+  "platform",
+  "pass",
+  "ours_ms",
+  "peer",
+  "peer_ms",
+  "ratio",
+  "spread",
+  "floor_ratio",
+  "max_error",
+)
 
 Run = Callable[[], Any]  # runs one call to its end
 
@@ -70,10 +86,10 @@ class Case:
 
 
 def jax_run(function: Callable[..., Any], *args) -> Run:
-  """A jitted call that waits for its results."""
+  """A jitted call that waits for its results; compiled when it is first made."""
   args = jax.tree.map(jnp.asarray, args)
-  compiled = jax.jit(function).lower(*args).compile()
-  return lambda: jax.block_until_ready(compiled(*args))
+  compiled = functools.cache(lambda: jax.jit(function).lower(*args).compile())
+  return lambda: jax.block_until_ready(compiled()(*args))
 
 
 def torch_run(function: Callable[..., Any], *args) -> Run:
@@ -207,7 +223,7 @@ def measure(case: Case, *, rounds: int = ROUNDS, limits: tuple[float, float]) ->
   rows = []
   for name, peer in case.peers.items():
     if isinstance(peer, str):
-      rows.append(dict(row, peer=name, peer_ms=None, ratio=None, spread=None, why=peer))
+      rows.append(dict(row, peer=f"{name} ({peer})", peer_ms=None, ratio=None, spread=None))
       continue
     at = list(runs).index(name)
     ratios = medians[:, 0] / medians[:, at]
@@ -220,15 +236,15 @@ def measure(case: Case, *, rounds: int = ROUNDS, limits: tuple[float, float]) ->
         spread=float(abs(ratios[0] - ratios[1])),
       )
     )
-  return rows or [dict(row, peer=None, peer_ms=None, ratio=None, spread=None)]
+  rows = rows or [dict(row, peer=None, peer_ms=None, ratio=None, spread=None)]
+  return [{column: row[column] for column in COLUMNS} for row in rows]
 
 
 def line(row: Mapping[str, Any]) -> str:
   floor = "" if row["floor_ratio"] is None else f"   {row['floor_ratio']:.1f}x the floor"
   head = f"{row['op']:<14} {row['case']:<40} {row['pass']:<8} ours {row['ours_ms']:8.2f} ms"
   if row["ratio"] is None:
-    reason = f" ({row['why']})" if row.get("why") else ""
-    return f"{head}   {row['peer'] or 'peers'}: not measured{reason}{floor}"
+    return f"{head}   {row['peer'] or 'peers'}: not measured{floor}"
   verdict = " tie" if abs(row["ratio"] - 1) <= row["spread"] else ""
   return (
     f"{head}   {row['peer']} {row['peer_ms']:8.2f} ms   "
@@ -261,6 +277,8 @@ def main(cases: Callable[[str], Sequence[Case]], description: str, *packages: st
   parser.add_argument("--json", type=pathlib.Path, help="also write the rows to this file")
   parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"at least {ROUNDS} for a claim")
   parser.add_argument("--only", default="", help="cases whose name contains this")
+  parser.add_argument("--passes", default="fwd,fwd+bwd", help="which of them, by comma")
+  parser.add_argument("--peers", default="", help="peers whose name contains this; ours always run")
   args = parser.parse_args()
   if args.rounds < 1:
     parser.error(f"--rounds {args.rounds} must be at least 1")
@@ -269,8 +287,10 @@ def main(cases: Callable[[str], Sequence[Case]], description: str, *packages: st
   copy, matmul = (limit / 1e9 for limit in limits[:2])
   print(f"ceilings: copy {copy:.0f} GB/s, matmul {matmul:.0f} GFLOP/s", flush=True)
   for case in cases(jax.default_backend()):
-    if args.only not in f"{case.name} {case.part}":
+    if args.only not in case.name or case.part not in args.passes.split(","):
       continue
+    kept = {name: peer for name, peer in case.peers.items() if args.peers in name}
+    case = dataclasses.replace(case, peers=kept)
     for row in measure(case, rounds=args.rounds, limits=limits):
       rows.append(row)
       print(line(row), flush=True)
