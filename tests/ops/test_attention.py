@@ -1,6 +1,8 @@
 """Attention: the contract over masks and forms of the sweep; statistics, shards, refusals."""
 
 import functools
+import subprocess
+import sys
 
 import hypothesis
 from hypothesis import strategies as st
@@ -47,7 +49,11 @@ def bools(*shape, share=0.4):
 FORMS = dict(
   whole={},
   unrolled=dict(
-    _block_sizes=lambda n: (16, 16), _TILE_BYTES=1 << 12, _LARGEST_TILE_BYTES=1 << 14, _WIDE=0
+    _block_sizes=lambda n: (16, 16),
+    _TILE_BYTES=1 << 12,
+    _LARGEST_TILE_BYTES=1 << 14,
+    _WIDE=0,
+    _KEYS=32,
   ),
   looped=dict(
     _block_sizes=lambda n: (16, 16),
@@ -228,6 +234,17 @@ def test_nothing_to_attend_gives_zeros_and_poison_stays_where_it_is(how, form):
       assert not np.any(np.where(outside, grad, 0.0))
 
 
+def test_empty_axes():
+  q, k, v = map(jnp.asarray, example(5, 6))
+  for a, b, c in ((q[:, :0], k, v), (q, k[:, :0], v[:, :0]), (q[:0], k[:0], v[:0])):
+    result = attention(a, b, c, mask=masks.causal(), return_lse=True)
+    assert result.out.shape == (*a.shape[:3], E) and not np.any(result.out)
+    assert np.all(np.asarray(result.lse) == -np.inf)
+  assert attention(q, k, v[..., :0]).shape == (B, 5, H, 0)
+  mean = attention(q[..., :0], k[..., :0], v, scale=1.0)  # no logit differs from another
+  np.testing.assert_allclose(mean[0, 3, 0], v[0, :, 0].mean(0), atol=1e-6)
+
+
 def test_a_bias_may_mask(form):
   form("unrolled")
   q, k, v = map(jnp.asarray, example(33, 40))
@@ -385,10 +402,46 @@ def test_empty_blocks_cost_nothing():
   assert plan(16384, masks.causal()).tasks is None
 
 
+def test_tiles_share_pieces_of_keys_and_mask_the_diagonal_only():
+  tasks = xla._plan(Operands(*_shapes(2048), mask=masks.causal()))[0].tasks
+  assert tasks[5].runs == (
+    (0, 512, False),
+    (512, 512, False),
+    (1024, 256, False),
+    (1280, 256, True),
+  )
+  assert len({run[:2] for task in tasks for run in task.runs}) == 3 + 8  # pieces of k copied out
+  # Where pieces of 512 keys would be too many tiles, they are longer.
+  tasks = xla._plan(Operands(*_shapes(4096), mask=masks.causal()))[0].tasks
+  assert tasks[-1].runs[:2] == ((0, 2048, False), (2048, 1792, False))
+
+
 def test_memory_is_linear_in_length():
   f = jax.grad(lambda q, k, v: attention(q, k, v, mask=masks.causal()).sum(), (0, 1, 2))
   temporary = jax.jit(f).lower(*_shapes(16384)).compile().memory_analysis().temp_size_in_bytes
   assert temporary < 300e6  # seven arrays of the size of q are 235 MB; the weights would be 8.6 GB
+
+
+LONG = """
+import resource
+import jax
+from h2g.ops import masks
+from h2g.ops.attention import attention
+keys = jax.random.split(jax.random.key(0), 3)
+q, k, v = (jax.random.normal(key, (1, 16384, 8, 64)) for key in keys)
+loss = lambda q, k, v: (attention(q, k, v, mask=masks.causal()) ** 2).sum()
+grads = jax.jit(jax.grad(loss, (0, 1, 2)))(q, k, v)
+assert all(bool(jax.numpy.isfinite(x).all()) for x in grads)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_with_16k_tokens_forward_and_backward_stays_under_1500_mb():
+  done = subprocess.run(
+    [sys.executable, "-c", LONG], capture_output=True, text=True, timeout=600, check=True
+  )
+  assert float(done.stdout) < 1.5, f"peak of the whole process: {done.stdout} GB"
 
 
 # Refusals.

@@ -141,7 +141,7 @@ def attention(
 
 def _serve(operands: Operands, spec: Spec, implementation: str | None) -> AttentionOut:
   """One device's part of the call."""
-  if 0 in operands.q.shape[:2] or operands.k.shape[1] == 0:
+  if 0 in operands.q.shape or 0 in operands.v.shape:
     implementation = "reference"  # no tile to compute
   return dispatch.choose(
     "attention", IMPLEMENTATIONS, ORDER, implementation, _without_padding(operands), spec

@@ -48,6 +48,9 @@ _GROUPS_IN_FLIGHT = 2
 _TILE_BYTES = 1 << 20  # one tile of logits over all heads taken together: stays in cache
 _LARGEST_TILE_BYTES = 16 << 20
 _WIDE = 512  # queries per block where the mask leaves no block out: nothing is computed in vain
+# Keys per tile of the unrolled form. Tiles of different queries then read the same pieces of k and
+# v, which are copied out once for all of them, and logits are masked along the diagonal only.
+_KEYS = 512
 _SMALL = 1 << 20  # logits per head below which reading a table on the device does not pay
 
 
@@ -129,6 +132,8 @@ def _plan(operands: Operands) -> tuple[Plan, Array | None]:
     found = mask.block_table(num_queries, num_keys, block, block)
     table = None if isinstance(found, np.ndarray) else found
   per_key_head = 4 * (heads // key_heads)
+  if table is None and on_cpu:
+    tasks = _split(tasks, known, num_keys, block)
   widest = max((t.size * t.count * length for t in tasks for _, length, _ in t.runs), default=1)
   unrolled = table is None and sum(len(t.runs) for t in tasks) <= _MAX_TASKS
   lanes = 1 if on_cpu else batch * key_heads
@@ -224,6 +229,36 @@ def _tasks(
         continue
     merged.append(task)
   return tuple(merged)
+
+
+def _split(
+  tasks: tuple[Task, ...], table: np.ndarray, num_keys: int, block: int
+) -> tuple[Task, ...]:
+  """Cuts runs at multiples of a number of keys, and between FULL and PARTIAL blocks.
+
+  Bands stay as they are. The number of keys is the least that leaves few enough tiles; where none
+  does, nothing is cut.
+  """
+
+  def cut(task: Task, keys: int) -> Task:
+    row, runs = table[task.start // block], []
+    for first, length, _ in task.runs:
+      for j in range(first // block, -(-(first + length) // block)):
+        start, stop = j * block, min((j + 1) * block, num_keys)
+        masked = bool(row[j] != masks.FULL)
+        if runs and runs[-1][2] == masked and runs[-1][1] == start and start % keys:
+          runs[-1][1] = stop
+        else:
+          runs.append([start, stop, masked])
+    return dataclasses.replace(task, runs=tuple((a, b - a, masked) for a, b, masked in runs))
+
+  keys = max(_KEYS // block, 1) * block
+  while keys < num_keys:
+    finer = tuple(t if t.count > 1 else cut(t, keys) for t in tasks)
+    if sum(len(t.runs) for t in finer) <= _MAX_TASKS:
+      return finer
+    keys *= 2
+  return tasks
 
 
 # Groups: which heads are computed together.
