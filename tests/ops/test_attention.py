@@ -462,6 +462,8 @@ Q, KV = jnp.zeros((B, 6, H, D)), jnp.zeros((B, 7, K, D))
     ((Q, KV, KV), dict(mask=jnp.zeros((1, 1, 6, 7))), "True attends"),
     ((Q, KV, KV), dict(mask=jnp.zeros((3, 1, 6, 7), bool)), "does not broadcast"),
     ((Q, KV, KV), dict(sinks=jnp.zeros(K)), "one per head"),
+    ((Q, KV, KV), dict(sinks=jnp.zeros(H, jnp.int32)), "sinks must be floating point: got int32"),
+    ((Q, KV, KV), dict(bias=[[0.0]]), "bias must be an array: got list"),
     ((Q, KV, KV), dict(softcap=0.0), "softcap"),
     ((Q, KV, KV), dict(dropout_rate=0.5), "dropout_key"),
     ((Q, KV, KV), dict(dropout_rate=1.0, dropout_key=jax.random.key(0)), r"\[0, 1\)"),

@@ -399,6 +399,7 @@ def test_calls_that_cannot_be_served_say_why():
     (dict(sinks=jnp.zeros(2)), r"sinks must be \[4\], one per head: got shape \(2,\)"),
     (dict(softcap=-1.0), "softcap must be positive: got -1.0"),
     (dict(lengths=jnp.zeros((B, H), int)), r"lengths must be int \[2\] or \[2, 2\]: got int32"),
+    (dict(lengths=5), "lengths must be an int array, .*: got 5"),
     (dict(ids=jnp.zeros((B, K))), r"ids must be int \[2, 2, n\]: got float32"),
   ]:
     with pytest.raises(ValueError, match=message):

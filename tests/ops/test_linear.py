@@ -480,6 +480,7 @@ def test_calls_that_cannot_be_served_say_why():
     (dict(q=q[:, :, :3]), "must divide that of heads: got 2 and 3"),
     (dict(decay=jnp.zeros(3)), r"decay must be \[H\] = \(4,\) or .*: got \(3,\)"),
     (dict(decay=jnp.zeros(H, int)), "decay must be floating point, a logarithm: got int32"),
+    (dict(decay=-0.1), "decay must be an array, .*: got -0.1"),
     (dict(state=state[:1]), r"state must be \[B, H, D, E\] = \(2, 4, 8, 6\): got \(1, 4, 8, 6\)"),
     (dict(state=state, normalize=True), r"E \+ 1\] = \(2, 4, 8, 7\)"),
     (dict(lengths=jnp.zeros(3, int)), r"lengths must be int \[B\] = \(2,\): got int32\(3,\)"),

@@ -374,6 +374,7 @@ def test_calls_that_cannot_be_served_say_why():
     (dict(table=BlockLists(ids, ids[..., 0, None])), "counts of a block table .* rank 3"),
     (dict(table=BlockLists(ids, ids[:, :, :2, 0])), "must be counts"),
     (dict(table=table, block_size=(16, 0)), "block_size .* positive"),
+    (dict(table=table, block_size=16), "block_size must be .*: got 16"),
     (dict(table=table, softcap=0.0), "softcap must be positive: got 0.0"),
     (dict(table=table, mask=masks.segments(np.zeros((1, 5), int))), "mask q_ids has shape"),
   ]:

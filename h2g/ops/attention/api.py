@@ -167,6 +167,9 @@ def _without_padding(operands: Operands) -> Operands:
 def _check(
   q, k, v, bias, sinks, softcap, logits_fn, logits_args, dropout_rate, dropout_key, top_keys
 ):
+  for name, x in (("q", q), ("k", k), ("v", v), ("bias", bias), ("sinks", sinks)):
+    if x is not None and not hasattr(x, "dtype"):
+      raise ValueError(f"{name} must be an array: got {type(x).__name__}")
   for name, x in (("q", q), ("k", k), ("v", v)):
     if x.ndim != 4:
       raise ValueError(f"{name} must be [batch, length, heads, width]: got shape {x.shape}")
@@ -196,6 +199,8 @@ def _check(
       raise ValueError(f"bias must be floating point (a bool array is a mask): got {bias.dtype}")
   if sinks is not None and sinks.shape != (heads,):
     raise ValueError(f"sinks must be [{heads}], one per head: got shape {sinks.shape}")
+  if sinks is not None and not jnp.issubdtype(sinks.dtype, jnp.floating):
+    raise ValueError(f"sinks must be floating point: got {sinks.dtype}")
   if softcap is not None and not softcap > 0:
     raise ValueError(f"softcap must be positive: got {softcap}")
   if logits_args and logits_fn is None:

@@ -120,6 +120,8 @@ def decode_attention(
     or not jnp.issubdtype(ids.dtype, jnp.integer)
   ):
     raise ValueError(f"ids must be int [{batch}, {key_heads}, n]: got {ids.dtype}{list(ids.shape)}")
+  if lengths is not None and not hasattr(lengths, "shape"):
+    raise ValueError(f"lengths must be an int array, [B] or [B, K]: got {lengths!r}")
   if lengths is not None and (
     lengths.shape not in ((batch,), (batch, key_heads))
     or not jnp.issubdtype(lengths.dtype, jnp.integer)

@@ -392,6 +392,8 @@ def _check(q, k, v, decay, lengths, chunk_size):
     raise ValueError(
       f"the number of key heads must divide that of heads: got {key_heads} and {heads}"
     )
+  if decay is not None and not hasattr(decay, "shape"):
+    raise ValueError(f"decay must be an array, [H] or [B, T, H]: got {decay!r}")
   fits = ((heads,), (batch, length, heads))
   if decay is not None and decay.shape not in fits:
     raise ValueError(f"decay must be [H] = {fits[0]} or [B, T, H] = {fits[1]}: got {decay.shape}")

@@ -249,7 +249,8 @@ def _check(q, k, v, block_size, softcap):
     raise ValueError(
       f"the number of key heads must divide that of heads: got {key_heads} and {heads}"
     )
-  if len(block_size) != 2 or any(size < 1 for size in block_size):
+  pair = isinstance(block_size, (tuple, list)) and len(block_size) == 2
+  if not pair or any(size < 1 for size in block_size):
     raise ValueError(
       f"block_size must be (queries, keys) per block, both positive: got {block_size}"
     )
