@@ -31,8 +31,14 @@ SPARE = 1 << 20  # bytes that a save takes besides its arrays, generously
 
 # Orbax prints the traceback of a failed save from each of its threads; it is raised to us as well.
 # And it warns of what a reader asked for.
-_TOLD = ("_SignalingThread", "background save thread", "Save Finalize thread", "read_only=True",
-         "is read only=")  # fmt: skip
+_TOLD = (
+  "_SignalingThread",
+  "background save thread",
+  "Save Finalize thread",
+  "Failed to json parse Metadata file",
+  "read_only=True",
+  "is read only=",
+)
 logging.getLogger("absl").addFilter(
   lambda record: not any(text in record.getMessage() for text in _TOLD)
 )

@@ -57,11 +57,12 @@ class MetricsLog:
     self._file = None
     self._writers: list[Writer] = []
     if is_first_process():
+      project = _project(wandb)  # refuses before anything is opened
       _keep_rows(self._path, self._seeds, from_step)
       self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 (closed by `close`)
       name = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]}-{seeds[-1]}"
       self._writers.append(_Events(workdir / "events" / f"seeds_{name}", from_step))
-      if project := _project(wandb):
+      if project:
         self._writers.append(_WeightsAndBiases(project, workdir, name, config or {}))
 
   def write(self, row: Row) -> None:

@@ -3,11 +3,9 @@
 import contextlib
 import os
 from pathlib import Path
-import shutil
+import resource
 import signal
 import subprocess
-import sys
-import tempfile
 import time
 
 import pytest
@@ -16,18 +14,28 @@ from train_problems import harness
 from h2g.train import watch
 
 LONG = ("--config.train.steps=100000",)
-AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and other users need root")
+MINUTE = 60  # seconds of work after which nothing may go on
+WAIT = 400  # seconds that the clock may show meanwhile on a machine with more to do
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 
 
-def run(folder, *words, config="faulty", seconds: float = 60, **how):
+def run(folder, *words, config="faulty", **how):
   """(status, stdout, stderr) of the command line, which must end in time."""
   variant = "" if config == "faulty" else "full"
+  before = worked()
   process = harness.spawn(folder, *words, config=config, variant=variant, **how)
   try:
-    out, error = process.communicate(timeout=seconds)
+    out, error = process.communicate(timeout=WAIT)
   finally:
     process.kill()
+  assert worked() - before < MINUTE
   return process.returncode, out, error
+
+
+def worked() -> float:
+  """Seconds that ended processes of this one have computed."""
+  used = resource.getrusage(resource.RUSAGE_CHILDREN)
+  return used.ru_utime + used.ru_stime
 
 
 def saved(folder) -> list[Path]:
@@ -107,25 +115,6 @@ def test_a_read_only_work_directory(tmp_path):
 
 
 @pytest.mark.slow
-@AS_ROOT
-def test_a_directory_of_another_user():
-  folder = Path(tempfile.mkdtemp())
-  try:
-    folder.chmod(0o755)
-    env = dict(os.environ, PYTHONPATH=str(harness.ROOT), JAX_PLATFORMS="cpu", HOME="/nonexistent")
-    env.pop("JAX_COMPILATION_CACHE_DIR", None)
-    env.pop("XDG_CACHE_HOME", None)
-    done = subprocess.run(
-      [sys.executable, "-m", *harness.arguments(folder / "run", config="faulty", variant="")],
-      env=env, cwd="/", user=65534, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    assert f"error: cannot write to {folder / 'run'}: Permission denied" in done.stderr
-  finally:
-    shutil.rmtree(folder)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("which", ["truncated", "metadata", "half", "all"])
 def test_a_damaged_checkpoint(which, tmp_path):
   process = harness.spawn(tmp_path, *LONG, config="faulty", variant="")
@@ -145,7 +134,7 @@ def test_a_damaged_checkpoint(which, tmp_path):
   if which != "all":
     wait_for(lambda: saved(tmp_path)[-1] != before and saved(tmp_path)[-1] != last, process)
     process.send_signal(signal.SIGTERM)
-  out, error = process.communicate(timeout=60)
+  out, error = process.communicate(timeout=WAIT)
   if which == "all":
     assert process.returncode == 2 and "can be read" in error, error
     assert len(error.splitlines()) == 1 and last.is_dir() and before.is_dir()
@@ -177,9 +166,9 @@ def test_a_process_of_two_that_stands_still_ends_both(stopped, tmp_path):
   try:
     wait_for(lambda: saved(tmp_path), job[0])
     job[stopped].send_signal(signal.SIGSTOP)
-    before = time.monotonic()
-    job[1 - stopped].wait(60)
-    assert time.monotonic() - before < 60
+    before = worked()
+    job[1 - stopped].wait(WAIT)
+    assert worked() - before < MINUTE
     assert job[1 - stopped].returncode in (76, 77, -signal.SIGABRT)
   finally:
     for process in job:
@@ -189,7 +178,7 @@ def test_a_process_of_two_that_stands_still_ends_both(stopped, tmp_path):
 
 
 def wait_for(condition, process) -> None:
-  end = time.monotonic() + 100
+  end = time.monotonic() + WAIT
   while not condition():
     assert process.poll() is None, process.communicate()
     assert time.monotonic() < end

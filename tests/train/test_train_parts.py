@@ -1,7 +1,10 @@
 """Settings, schedules, feeds, pictures and the cache of programs, each alone."""
 
 import dataclasses
+import json
 import os
+import sys
+import types
 import zlib
 
 import jax
@@ -24,6 +27,8 @@ from h2g.train.sharding import Layout
 from h2g.train.sharding import make_mesh
 from h2g.train.workdir import config_hash
 from h2g.train.workdir import write_whole
+from h2g.train.workdir import YOUNGER
+from h2g.train.writers import MetricsLog
 
 
 def layout(seeds=(0, 1)) -> Layout:
@@ -210,3 +215,93 @@ def test_programs_from_the_cache_give_the_same_numbers(finished, tmp_path, cache
   _, error = process.communicate()
   assert process.returncode == 0, error
   harness.assert_same_run(tmp_path / "run", finished["full"])
+
+
+class FakeRun:
+  def __init__(self, told, fail):
+    self._told, self._fail = told, fail
+
+  def log(self, values, step):
+    if self._fail == step:
+      raise ConnectionError("no network")
+    self._told.append((step, values))
+
+  def finish(self):
+    self._told.append("finish")
+
+
+@pytest.mark.parametrize("fail", [0, 3])
+def test_weights_and_biases_are_told_where_there_is_an_account(fail, tmp_path, monkeypatch, capsys):
+  """By a stand-in for the package; what goes wrong there costs the run nothing."""
+  told, asked = [], []
+  init = lambda **how: asked.append(how) or FakeRun(told, fail)
+  monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+  for name in ("WANDB_API_KEY", "WANDB_MODE"):
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.setenv("HOME", str(tmp_path))
+  for project in ("auto", "mine"):  # without an account, auto asks for none
+    log = MetricsLog(tmp_path, (0, 1), from_step=0, wandb=project, config={"lr": 1})
+    for step in range(1, 5):
+      log.write({"step": step, "loss": [1.0, float("nan") if step == 2 else 2.0], "seconds": 0.1})
+    log.close()
+  (how,) = asked
+  assert how["project"] == "mine" and how["config"] == {"lr": 1} and how["resume"] == "allow"
+  if fail:
+    assert told == [(1, {"loss": 1.5}), (2, {"loss": 1.0})]
+    assert capsys.readouterr().out == (
+      "warning: Weights & Biases is left out from here (ConnectionError: no network)\n"
+    )
+  else:
+    assert [one[0] for one in told[:-1]] == [1, 2, 3, 4] and told[-1] == "finish"
+  rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert len(rows) == 4 and rows[1]["loss"] == [1.0, None]
+  monkeypatch.setenv("WANDB_API_KEY", "x")
+  MetricsLog(tmp_path, (0, 1), from_step=0, wandb="auto").close()
+  assert asked[-1]["project"] == "h2g"
+  monkeypatch.delitem(sys.modules, "wandb")
+  with pytest.raises(InputError, match="wandb='mine': the package wandb is not installed"):
+    MetricsLog(tmp_path, (0, 1), from_step=0, wandb="mine")
+
+
+def test_a_mesh_has_the_axes_that_are_asked_for():
+  config = complete(harness.get_config())
+  assert config.mesh.expert == config.mesh.sequence == 1
+  assert [axis for axis, _ in Settings.from_config(config).mesh] == ["data", "fsdp", "tensor"]
+  config.mesh.sequence = 2
+  config.mesh.pipe = 1
+  with pytest.raises(InputError, match=r"config.mesh.pipe=1 .* no rule names it; the axes are dat"):
+    Settings.from_config(config)
+  config.sharding_rules = (("kernel", ("pipe", "expert")),)
+  found = dict(Settings.from_config(config).mesh)
+  assert found == {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 2, "pipe": 1, "expert": 1}
+  config.sharding_rules = (("kernel", ("pipe", "expret")),)
+  with pytest.raises(InputError, match=r"sharding_rules\['kernel'\]=expret cannot be used"):
+    Settings.from_config(config)
+
+
+@pytest.mark.parametrize(
+  ("name", "value", "message"),
+  [
+    ("on_divergence", "ignore", "choose from stop, skip, rollback"),
+    ("spike_factor", 0.5, "use a factor > 1, or 0"),
+    ("keep_every", 30, "a checkpoint is saved every 20 steps: use a multiple"),
+    ("init_only", "(", r"init_only='\(' is no pattern"),
+    ("keep_last", 0, "use a number >= 1"),
+  ],
+)
+def test_settings_that_cannot_be(name, value, message):
+  config = complete(harness.get_config())
+  config.train[name] = value
+  with pytest.raises(InputError, match=message):
+    Settings.from_config(config)
+
+
+def test_younger_settings_do_not_end_older_runs():
+  """The hash of a config without them is that of a config with their defaults."""
+  new = complete(harness.get_config()).to_dict()
+  old = {**new, "train": {k: v for k, v in new["train"].items() if f"train.{k}" not in YOUNGER}}
+  assert len(old["train"]) < len(new["train"]) and config_hash(old) == config_hash(new)
+  new["train"]["on_divergence"] = "rollback"
+  assert config_hash(old) != (rolling := config_hash(new))
+  new["train"]["checkpoint_every"] = 1  # where a rollback leads to
+  assert config_hash(new) != rolling

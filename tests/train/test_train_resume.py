@@ -94,17 +94,21 @@ def test_kill_9_loses_nothing(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("variant", "steps"), [("full", 20000), ("stream", 10000)])
 def test_twenty_kills(variant, steps, tmp_path):
-  """SIGKILL and SIGTERM at random moments, in start-up and in saves too."""
+  """SIGKILL and SIGTERM at random moments, in start-up, and in saves on purpose."""
   words = (*LONG, f"--config.train.steps={steps}", "--config.hidden=200")
   run = lambda name: harness.spawn(tmp_path / name, *words, variant=variant)
   process = run("whole")
   _, error = process.communicate()
   assert process.returncode == 0, error
   generator = np.random.default_rng(0)
-  steps_at_kill = [0]
+  steps_at_kill, halves = [0], 0
   for kill in range(20):
     process = run("cut")
-    if kill % 4:  # some time after it has gone on and saved
+    if kill % 4 >= 2:  # while a save is under way
+      wait_for_checkpoint(process, tmp_path / "cut", steps_at_kill[-1] + 1)
+      wait_for_half(process, tmp_path / "cut")
+      time.sleep(float(generator.uniform(0.0, 0.005)))
+    elif kill % 4:  # some time after it has gone on and saved
       wait_for_checkpoint(process, tmp_path / "cut", steps_at_kill[-1] + 1)
       time.sleep(float(generator.uniform(0.0, 0.5)))
     else:  # perhaps in start-up
@@ -112,10 +116,12 @@ def test_twenty_kills(variant, steps, tmp_path):
     assert process.poll() is None, f"it ended before kill {kill}, {steps_at_kill}: make it longer"
     process.send_signal(signal.SIGKILL if kill % 3 else signal.SIGTERM)
     _, error = process.communicate()
+    halves += any(half_saved(tmp_path / "cut"))
     expected = (-signal.SIGKILL,) if kill % 3 else (75, -signal.SIGTERM)
     assert process.returncode in expected, error
     steps_at_kill.append(last_step(tmp_path / "cut"))
   assert steps_at_kill == sorted(steps_at_kill), "a committed step was lost"
+  assert halves >= 3, "hardly a kill hit a save"
   process = run("cut")
   _, error = process.communicate()
   assert process.returncode == 0, error
@@ -123,11 +129,23 @@ def test_twenty_kills(variant, steps, tmp_path):
 
 
 def wait_for_checkpoint(process, folder, step: int) -> None:
-  end = time.monotonic() + 120
+  end = time.monotonic() + 400
   while last_step(folder) < step:
     assert process.poll() is None, process.communicate()
-    assert time.monotonic() < end, "no checkpoint in two minutes"
+    assert time.monotonic() < end, "no checkpoint"
     time.sleep(0.02)
+
+
+def wait_for_half(process, folder) -> None:
+  end = time.monotonic() + 400
+  while not any(half_saved(folder)):
+    assert process.poll() is None, process.communicate()
+    assert time.monotonic() < end, "no save"
+    time.sleep(0.0005)
+
+
+def half_saved(folder):
+  return folder.glob("checkpoints/*/*.orbax-checkpoint-tmp")
 
 
 def last_step(folder) -> int:

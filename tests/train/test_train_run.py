@@ -5,10 +5,14 @@ import json
 
 import jax
 import numpy as np
+import pytest
 from train_problems import blobs
 from train_problems import harness
 
+from h2g import report
 from h2g import train
+from h2g.train import watch
+from h2g.train.profile import Profile
 
 
 def test_a_run_leaves_its_results_curves_and_events(finished):
@@ -101,6 +105,42 @@ def test_the_best_models_can_be_read_back(finished):
     stats = experiment.evaluate(jax.tree.map(pick, params), jax.tree.map(pick, rest), own)
     assert experiment.summarise(jax.device_get(stats))["val/accuracy"] == found["val"][i]
   assert rest["steps_seen"].tolist() == found["best_step"]
+
+
+def test_where_the_time_goes_is_told_and_steps_can_be_traced(tmp_path, capsys):
+  """In cost.json, on a line of the log, in the report; the traced run gives the same numbers."""
+  assert harness.train(tmp_path, "--profile=5:8") == 0
+  said = capsys.readouterr().out
+  assert f"trace of steps 5 to 8 -> {tmp_path / 'profile'}" in said
+  assert list(tmp_path.glob("profile/plugins/profile/*/*.xplane.pb"))
+  found = json.loads((tmp_path / "cost.json").read_text())
+  times = {name: found[f"{name}_s"] for name in (*watch.PHASES, "other")}
+  assert all(value >= 0 for value in times.values()) and times["compute"] > 0 < times["checkpoint"]
+  assert found["compile_count"] == 2 and found["peak_mb"] > 0 and found["steps_per_s"] > 0
+  assert found["step_ms"] > 0 and found["mfu"] is None and found["padding_share"] is None
+  assert "2 programs, peak" in said and "of the time data" in said
+  assert report.main([str(tmp_path), "--out", str(tmp_path / "report.html")]) == 0
+  page = (tmp_path / "report.html").read_text()
+  assert all(f"<th>{name}</th>" in page for name in found)
+  assert harness.train(tmp_path / "no", "--profile=8:5") == 2
+  assert "--profile=8:5 cannot be used: write FIRST:LAST" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ("which", "start", "cuts"),
+  [("5:8", 0, [4, 8]), ("3", 0, [2, 3]), ("", 20, [30, 40]), ("2:3", 7, [])],
+)
+def test_calls_are_cut_where_a_trace_begins_and_ends(which, start, cuts, tmp_path, monkeypatch):
+  began, ended = [], []
+  monkeypatch.setattr(jax.profiler, "start_trace", lambda _: began.append(step))
+  monkeypatch.setattr(jax.profiler, "stop_trace", lambda: ended.append(step))
+  tracing, step, steps = Profile(which, tmp_path), start, 60
+  tracing.start(step, steps)
+  while step < steps:
+    tracing.before(step)
+    step += min(10, steps - step, tracing.steps_to_go(step) or 10)
+    tracing.after(step, ())
+  assert began + ended == cuts
 
 
 def test_a_finished_run_says_so_and_stays(finished, capsys):
