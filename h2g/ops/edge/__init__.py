@@ -1,4 +1,8 @@
-"""Attention and sums along the edges of a graph, read by receiver and by sender."""
+"""Attention and sums along the edges of a graph, read by receiver and by sender.
+
+`edge_attention`: "xla", and a kernel per direction for Hopper ("mosaic_gpu") and TPU
+("mosaic_tpu", by name only). `edge_sum`: "xla".
+"""
 
 from h2g.ops.edge.api import edge_attention as edge_attention
 from h2g.ops.edge.api import edge_sum as edge_sum

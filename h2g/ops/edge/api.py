@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 from h2g.ops import dispatch
 from h2g.ops import sharding as sharding_lib
 from h2g.ops.edge import mosaic_gpu
+from h2g.ops.edge import mosaic_tpu
 from h2g.ops.edge import reference
 from h2g.ops.edge import xla
 from h2g.ops.edge.index import EdgeIndex
@@ -20,6 +21,7 @@ from h2g.ops.edge.index import EdgeIndex
 ATTENTION = dict(
   xla=xla.edge_attention,
   mosaic_gpu=mosaic_gpu.edge_attention,
+  mosaic_tpu=mosaic_tpu.edge_attention,
   reference=reference.edge_attention,
 )
 SUM = dict(xla=xla.edge_sum, reference=reference.edge_sum)
@@ -80,9 +82,9 @@ def edge_attention(
     return_weights, return_lse: return `EdgeAttentionOut`. The weights come from the reference form.
     sharding: layout of q over a mesh, where q itself does not show it; heads may be sharded, and
       each shard serves its own. Seeds are sharded by `jax.vmap`, as any leading axis.
-    implementation: "xla" (reads rows both ways, no array of edges x features), "mosaic_gpu" (the
-      same in one kernel per direction; see that module for what it refuses) or "reference"; None
-      chooses.
+    implementation: "xla" (reads rows both ways, no array of edges x features), "mosaic_gpu",
+      "mosaic_tpu" (the same in one kernel per direction; the modules say what they refuse) or
+      "reference"; None chooses, and never "mosaic_tpu".
   Returns:
     [N, H, F] in v's dtype, zeros for receivers without edges; computed in float32.
   Raises:
