@@ -299,6 +299,9 @@ def get_config(variant: str = "celegans") -> ConfigDict:
       "max_buckets": 3,
       "evaluate": "sampled",  # or "full", on the whole graph
       "eval_batches": 0,  # at most; 0 visits every validation and test node
+      "workers": 0,  # processes that sample; 0 samples in threads of the trainer
+      "device": False,  # the step draws its subgraphs itself; method "neighbor" only
+      "shard_features": "",  # drawn on the device: mesh axis over which feature rows lie
     }
   )
   config.model = ConfigDict(

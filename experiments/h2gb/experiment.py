@@ -19,7 +19,10 @@ import optax
 
 from experiments.h2gb.models import MODELS
 from h2g import data
+from h2g.data.device_stream import DeviceBatches
+from h2g.data.device_stream import Seeds
 from h2g.data.stream import SampledBatches
+from h2g.data.workers import in_workers
 from h2g.errors import InputError
 from h2g.graph import HeteroGraph
 from h2g.nn.encoders import split_labels
@@ -27,6 +30,9 @@ from h2g.nn.pure import pure
 from h2g.nn.pure import rest_of
 from h2g.train import Batch
 from h2g.train import Experiment
+from h2g.train.settings import Settings
+from h2g.train.sharding import Layout
+from h2g.train.sharding import make_mesh
 
 
 class Task(NamedTuple):
@@ -65,7 +71,18 @@ def build(config) -> Experiment:
     hits = jnp.sum(counted & (logits.argmax(-1) == labels), dtype=jnp.float32) / how_many(counted)
     return value, (rest_of(module), {"train_accuracy": hits})
 
+  train_batches, eval_batches, draw = batches(graph, config)
+
+  def drawn(whole, own: Seeds, key: Array) -> tuple[Task, Array]:
+    draw_key, key = jax.random.split(key)
+    sampled, seeds = draw(whole, own, draw_key)
+    return Task(**sampled.splits, seeds=seeds, graph=sampled), key
+
   def loss(params, rest, batch: Batch, key: Array):
+    if isinstance(batch.own, Seeds):
+      keys = jax.random.split(key, batch.own.split.shape[0])
+      make = lambda own, key: loss_of_one(params, rest, None, *drawn(batch.shared, own, key))
+      return jax.tree.map(lambda x: x.mean(0), jax.vmap(make)(batch.own, keys))
     if batch.own.graph is None:
       return loss_of_one(params, rest, batch.shared, batch.own, key)
     # A step averages over several sampled subgraphs, the leading axis of `own`.
@@ -98,7 +115,6 @@ def build(config) -> Experiment:
     stats = jax.vmap(functools.partial(evaluate_one, params, rest, None))(batch.own)
     return jax.tree.map(lambda x: x.sum(0), stats)
 
-  train_batches, eval_batches = batches(graph, config)
   return Experiment(
     dataset=data.title(config.data),
     model=config.model.name,
@@ -174,7 +190,10 @@ def summarise(stats, *, metric: str) -> dict[str, float]:
 
 
 def batches(graph: HeteroGraph, config):
-  """(train_batches, eval_batches): the resident whole graph, or streams of sampled subgraphs."""
+  """(train_batches, eval_batches, draw): the resident whole graph, or streams of subgraphs.
+
+  With `config.sample.device` a stream holds seed nodes, and `draw` makes subgraphs in the step.
+  """
   splits = data.splitter(graph, config.data.split)
   whole = functools.cache(graph.with_incoming)  # not at all where only samples are read
 
@@ -184,19 +203,33 @@ def batches(graph: HeteroGraph, config):
     return Batch(shared=whole(), own=Task(**own))
 
   if not config.sample.method:
-    return resident, resident
+    return resident, resident, None
 
   sampled = SampledBatches(graph, splits, config.sample)
 
-  def task(item) -> Batch:
-    graphs, seeds = item
-    masks = {name: graphs.splits[name] for name in ("train", "val", "test")}
-    return Batch(shared=None, own=Task(**masks, seeds=seeds, graph=graphs))
-
-  train = lambda seeds: sampled.train(seeds).map(task)
+  evaluation = lambda seeds: [_task(item) for item in sampled.evaluation(seeds)]
   if config.sample.evaluate == "full":
-    return train, resident
-  return train, lambda seeds: [task(item) for item in sampled.evaluation(seeds)]
+    evaluation = resident
+  if config.sample.device:
+    mesh = make_mesh(Settings.from_config(config).mesh)
+    drawing = DeviceBatches(graph, splits, config.sample, mesh)
+    seeds_only = lambda seeds: drawing.train(seeds).map(lambda pair: Batch(*pair))
+    return seeds_only, evaluation, drawing.draw
+
+  def train(seeds: tuple[int, ...]):
+    layout = Layout(make_mesh(Settings.from_config(config).mesh), seeds, rows=True)
+    rows = layout.rows_here(config.sample.subgraphs)
+    whole = len(rows) == config.sample.subgraphs
+    stream = sampled.train(seeds, rows=None if whole else rows)
+    return in_workers(stream.map(_task), config.sample.workers)
+
+  return train, evaluation, None
+
+
+def _task(item) -> Batch:
+  graphs, seeds = item
+  masks = {name: graphs.splits[name] for name in ("train", "val", "test")}
+  return Batch(shared=None, own=Task(**masks, seeds=seeds, graph=graphs))
 
 
 def report(stats: list[Any], workdir: Path, *, class_names: tuple[str, ...]) -> None:

@@ -219,6 +219,7 @@ class Trainer:
     first_step, times_before, counted = record.step, record.times, dict(watch.seconds)
     calls: collections.deque = collections.deque()  # whose metrics are still on the device
     with contextlib.ExitStack() as stack:
+      stack.callback(feed.close)
       log = MetricsLog(
         self._folder.path,
         seeds,

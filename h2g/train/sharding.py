@@ -131,6 +131,18 @@ class Layout:
       return jax.device_put(batch, shardings)
     return jax.tree.map(_from_host, batch, shardings)
 
+  def rows_here(self, count: int) -> tuple[int, ...]:
+    """Which of `count` examples of a step lie on this process's devices, ascending.
+
+    What stands at the others in this process's batch is never read.
+    """
+    shape = (len(self.padded), count)
+    sharding = self.named(*self._row_axes(np.empty(shape, bool)))
+    here = np.zeros(count, bool)
+    for index in sharding.addressable_devices_indices_map(shape).values():
+      here[index[1]] = True
+    return tuple(np.flatnonzero(here).tolist())
+
   def _row_axes(self, leaf) -> tuple:
     """Mesh axes of the axes after S of a leaf of `Batch.own`."""
     if not self.rows or np.ndim(leaf) < 2:

@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -56,6 +57,47 @@ def test_sampled_training_compiles_a_handful_of_programs(tmp_path):
   assert len(result["test"]) == 2
 
 
+@pytest.mark.slow
+def test_a_step_draws_its_own_subgraphs(tmp_path):
+  """From the command line, with features over two devices; the loss is that of features on one."""
+  np.savez(tmp_path / "graph.npz", **arrays())
+  options = (
+    f"data.path={tmp_path / 'graph.npz'}",
+    "sample.method=neighbor",
+    "sample.device=True",
+    "sample.fanouts=(3,2)",
+    "sample.batch_size=8",
+    "sample.evaluate=full",
+  )
+  sharded = ("mesh.data=1", "mesh.fsdp=2", "sample.shard_features=fsdp", "model.num_layers=1")
+  assert cli(tmp_path / "run", "sampled,model=mlp", *SMALL, *options, *sharded) == 0
+  result = json.loads((tmp_path / "run" / "results.json").read_text())
+  assert len(result["test"]) == 2 and result["compile_count"] == 2
+
+  config = get_config("sampled,model=mlp")
+  config.data.path = str(tmp_path / "graph.npz")
+  config.mesh = {"data": 1, "fsdp": 2, "tensor": 1}
+  config.sample.update(method="neighbor", device=True, fanouts=(3, 2), batch_size=8)
+  losses, drawn = [], []
+  for axis in ("", "fsdp"):
+    config.sample.shard_features = axis
+    experiment = build(config)
+    params, rest = experiment.init(jax.random.key(0))
+    batches = experiment.train_batches((0, 1))
+    assert batches[0].shared is batches[7].shared  # placed once
+    shared = batches[3].shared
+    spread = shared.graph.nodes["item"].features
+    assert (len(spread.sharding.device_set) == 2) if axis else isinstance(spread, np.ndarray)
+    for seed in range(2):
+      own = jax.tree.map(lambda x, seed=seed: x[seed], batches[3].own)
+      mesh_of = lambda x: None if x is None else jnp.asarray(x)
+      one = Batch(jax.tree.map(mesh_of, shared), own)
+      losses.append(jax.jit(experiment.loss)(params, rest, one, jax.random.key(5))[0])
+      drawn.append(own.nodes)
+  np.testing.assert_allclose(losses[:2], losses[2:], rtol=1e-6)
+  assert losses[0] != losses[1] and not np.array_equal(drawn[0], drawn[1])
+
+
 @pytest.mark.parametrize(
   "changes, message",
   [
@@ -86,6 +128,7 @@ def test_a_graph_that_cannot_be_used_is_one_line_and_nothing_written(
     ("tiny", "train.stepz=3", "did you mean --config.train.steps?"),
     ("tiny", "metric=auc", "config.metric='auc' is unknown here: choose from accuracy"),
     ("tiny", "data.options.label=roles", "celegans has no label='roles': choose from role"),
+    ("sampled", "sample.device=True", "HGT sampling has no static shapes and stays on the host"),
     ("tiny", "model.num_heads=7", "num_heads=7 does not divide dim=64"),
   ],
 )
