@@ -1,6 +1,6 @@
 """Writes the tables of README.md from the rows of the speed scripts.
 
-  for op in attention edge typed linear sparse cache; do
+  for op in attention edge typed linear sparse cache pool; do
     python experiments/speed/$op.py --json rows/$op.json
   done
   python experiments/speed/tables.py rows
@@ -15,7 +15,7 @@ import sys
 
 README = pathlib.Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
-OPERATIONS = ("attention", "sparse", "linear", "edge", "typed", "cache")
+OPERATIONS = ("attention", "sparse", "linear", "edge", "typed", "cache", "pool")
 
 
 def table(rows: list[dict]) -> str:

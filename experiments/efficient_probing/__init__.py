@@ -1,0 +1,1 @@
+"""Efficient probing: frozen encoders scored through a few attentive queries."""
