@@ -50,7 +50,7 @@ _LARGEST_TILE_BYTES = 16 << 20
 _WIDE = 512  # queries per block where the mask leaves no block out: nothing is computed in vain
 # Keys per tile of the unrolled form. Tiles of different queries then read the same pieces of k and
 # v, which are copied out once for all of them, and logits are masked along the diagonal only.
-_KEYS = 512
+_KEYS = 512  # and at most two blocks
 _SMALL = 1 << 20  # logits per head below which reading a table on the device does not pay
 
 
@@ -252,7 +252,7 @@ def _split(
           runs.append([start, stop, masked])
     return dataclasses.replace(task, runs=tuple((a, b - a, masked) for a, b, masked in runs))
 
-  keys = max(_KEYS // block, 1) * block
+  keys = max(min(2, _KEYS // block), 1) * block
   while keys < num_keys:
     finer = tuple(t if t.count > 1 else cut(t, keys) for t in tasks)
     if sum(len(t.runs) for t in finer) <= _MAX_TASKS:
