@@ -65,6 +65,17 @@ def load(
   return train, val
 
 
+def held_out(folder: ImageFolder, every: int) -> tuple[ImageFolder, ImageFolder]:
+  """(the others, every n-th image of each class), in order of the classes."""
+  order = np.argsort(folder.labels, kind="stable")
+  labels = folder.labels[order]
+  held = (np.arange(len(order)) - np.searchsorted(labels, labels)) % every == every - 1
+  part = lambda rows: folder._replace(
+    paths=tuple(folder.paths[i] for i in order[rows]), labels=labels[rows]
+  )
+  return part(~held), part(held)
+
+
 def train_stream(
   folder: ImageFolder, *, size: int, batch_size: int, seeds: tuple[int, ...] = (0,), **view
 ) -> grain.MapDataset:
@@ -93,14 +104,12 @@ def train_stream(
   return grain.MapDataset.range(len(of_seed[0])).map(join)
 
 
-def eval_batches(
-  folder: ImageFolder, *, size: int, batch_size: int, resize: int | None = None
-) -> Iterator[Images]:
+def eval_batches(folder: ImageFolder, *, size: int, batch_size: int, **view) -> Iterator[Images]:
   """Every image once, in order, as `photographs.evaluation_view`; the last batch is padded."""
 
   def example(at) -> Images:
     image = photographs.read(folder.paths[at])
-    return Images(photographs.evaluation_view(image, size, resize=resize), folder.labels[at])
+    return Images(photographs.evaluation_view(image, size, **view), folder.labels[at])
 
   batches = grain.MapDataset.range(len(folder.paths)).map(example).batch(batch_size)
   for images, labels in batches.to_iter_dataset():

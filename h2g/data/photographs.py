@@ -40,6 +40,7 @@ def training_view(
   *,
   scale: tuple[float, float] = (0.08, 1.0),
   ratio: tuple[float, float] = (3 / 4, 4 / 3),
+  stretch: int | None = None,
 ) -> np.ndarray:
   """A random part of the image, resized to a square, mirrored half of the time.
 
@@ -49,25 +50,33 @@ def training_view(
     rng: of the draws.
     scale: range of the part's share of the area, uniform.
     ratio: range of its width over its height, uniform in the logarithm.
+    stretch: side of a square that the whole image is stretched to before; None leaves it. With
+      scale (size / stretch)^2 and ratio 1 this is the plain random crop of fine-grained sets.
   Returns:
     [size, size, 3] uint8.
   Source: arXiv 1409.4842 sec. 6, in the form that torchvision made common (bicubic).
   """
+  image = _stretched(image, stretch)
   box = _random_box(*image.size, rng, scale, ratio)
   view = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
   return view[:, ::-1] if rng.random() < 0.5 else view
 
 
-def evaluation_view(image: Image.Image, size: int, *, resize: int | None = None) -> np.ndarray:
+def evaluation_view(
+  image: Image.Image, size: int, *, resize: int | None = None, stretch: int | None = None
+) -> np.ndarray:
   """The centre of the image.
 
   Args:
     image: in RGB.
     size: side in pixels.
-    resize: length of the shorter side before the centre is cut; by default size * 256 / 224.
+    resize: length of the shorter side before the centre is cut; by default size * 256 / 224, or
+      stretch.
+    stretch: as in `training_view`.
   Returns:
     [size, size, 3] uint8.
   """
+  image, resize = _stretched(image, stretch), stretch if resize is None else resize
   shorter = max(size, round(size * 256 / 224) if resize is None else resize)
   width, height = image.size
   factor = shorter / min(width, height)
@@ -75,6 +84,10 @@ def evaluation_view(image: Image.Image, size: int, *, resize: int | None = None)
   image = image.resize(new, Image.Resampling.BICUBIC)
   left, top = round((new[0] - size) / 2), round((new[1] - size) / 2)
   return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def _stretched(image: Image.Image, side: int | None) -> Image.Image:
+  return image if side is None else image.resize((side, side), Image.Resampling.BICUBIC)
 
 
 def normalise(images: Any) -> Any:

@@ -87,3 +87,20 @@ def sample_triplets(index: TripletIndex, conditions: Array, key: Array) -> Tripl
   negative = (start + count + draw(uniform[2], total - count)) % total
   ranks = (anchor, positive, negative)
   return Triplets(conditions, *[table(index.order, rank) for rank in ranks])
+
+
+def sample_identities(rows: Array, num: int, per_identity: int, key: Array) -> Array:
+  """Items of a batch for batch-hard triplets: some identities, some items of each.
+
+  Args:
+    rows: [identities, items] int32, the items of each identity.
+    num, per_identity: how many are drawn, without replacement.
+    key: PRNG key.
+  Returns:
+    [num * per_identity] int32, identity by identity.
+  Source: arXiv 1703.07737 sec. 2 (PK batches).
+  """
+  identity_key, item_key = jax.random.split(key)
+  identities = jax.random.permutation(identity_key, len(rows))[:num]
+  mixed = jax.random.permutation(item_key, rows[identities], axis=1, independent=True)
+  return mixed[:, :per_identity].reshape(-1)
