@@ -1,0 +1,1 @@
+"""Dual cross-attention learning: two cross-attentions that train beside self-attention."""
