@@ -1,4 +1,4 @@
-"""Build file of h2g: `pip install -e .`, extras [gpu], [tpu], [colab], [pyg], [dev]."""
+"""Build file of h2g: `pip install -e .`, extras [gpu], [tpu], [colab], [pyg], [ieeg], [dev]."""
 
 import pathlib
 
@@ -53,6 +53,7 @@ setup(
     "tpu": ["jax[tpu]>=0.10"],
     "colab": NOTEBOOKS,
     "pyg": ["torch>=2.4", "torch-geometric>=2.6"],  # tests compare operators with it where present
+    "ieeg": ["h5py>=3.10", "hdf5plugin>=4"],  # SWEC-iEEG
     "dev": [
       *NOTEBOOKS,
       "pytest>=8",
@@ -61,6 +62,7 @@ setup(
       "hypothesis>=6.100",
       "ruff>=0.6",
       "scipy>=1.11",
+      "h5py>=3.10",
       "scikit-learn>=1.4",  # its digits are data of experiments
     ],
   },

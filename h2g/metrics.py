@@ -119,3 +119,26 @@ def map_entropy(weights: np.ndarray) -> float:
   """
   logs = np.log(np.maximum(weights, 1e-30))
   return float(-(weights * logs).sum(-1).mean() / np.log(weights.shape[-1]))
+
+
+def confusion(labels: np.ndarray, predicted: np.ndarray, num_classes: int = 2) -> np.ndarray:
+  """[K, K] int64 counts: rows the label, columns the prediction; both [N] int in [0, K)."""
+  pairs = np.asarray(labels).astype(np.int64) * num_classes + np.asarray(predicted)
+  return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def f1(labels: np.ndarray, predicted: np.ndarray, positive: int = 1) -> float:
+  """2 TP / (2 TP + FP + FN) of one class; 0 where it is neither present nor predicted."""
+  hit, said = np.asarray(labels) == positive, np.asarray(predicted) == positive
+  total = hit.sum() + said.sum()
+  return float(2 * (hit & said).sum() / total) if total else 0.0
+
+
+def cohen_kappa(labels: np.ndarray, predicted: np.ndarray, num_classes: int = 2) -> float:
+  """(p_o - p_e) / (1 - p_e): agreement beyond that of independent raters with the same shares.
+
+  NaN where both always name one class. Source: J. Cohen 1960.
+  """
+  table = confusion(labels, predicted, num_classes) / max(len(labels), 1)
+  chance = float(table.sum(0) @ table.sum(1))
+  return float((np.trace(table) - chance) / (1 - chance)) if chance < 1 else float("nan")

@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 
 from h2g.metrics import average_precision
+from h2g.metrics import cohen_kappa
+from h2g.metrics import confusion
+from h2g.metrics import f1
 from h2g.metrics import knn_accuracy
 from h2g.metrics import linear_probe
 from h2g.metrics import map_entropy
@@ -49,3 +52,12 @@ def test_maps_that_share_nothing_and_maps_that_are_equal():
   assert map_similarity(apart) == 0 and map_similarity(same) == pytest.approx(1)
   assert map_entropy(apart) == 0 and map_entropy(same) == pytest.approx(1)
   assert np.isnan(map_similarity(same[:, :1]))
+
+
+def test_f1_and_kappa_by_hand():
+  labels, predicted = np.array([1, 1, 1, 0, 0, 0, 0, 0]), np.array([1, 1, 0, 1, 0, 0, 0, 0])
+  np.testing.assert_array_equal(confusion(labels, predicted), [[4, 1], [1, 2]])
+  assert f1(labels, predicted) == pytest.approx(2 / 3)
+  assert cohen_kappa(labels, predicted) == pytest.approx((0.75 - 34 / 64) / (1 - 34 / 64))
+  assert cohen_kappa(labels, 0 * labels) == 0.0 and f1(0 * labels, 0 * labels) == 0.0
+  assert np.isnan(cohen_kappa(0 * labels, 0 * labels)) and cohen_kappa(labels, labels) == 1.0

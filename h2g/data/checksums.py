@@ -14,6 +14,9 @@ SHA256 = {
   "digits": {
     "digits.csv.gz": "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22",
   },
+  "eeg-eye-state": {
+    "eeg_eye_state.arff": "693c689be416df0b487b45b5b58a44896fbcd0be72b4ef161d5cc34e2c66c928",
+  },
   "flavor": {
     "backbone.csv": "e93b432d1cc84c045410e71a5801c7e0b10cac9f4c57318f395c9ebbe8d3b95c",
     "comp_info.tsv": "17ae9e5034ae0bd8dcb9845af32ddefb88909d0af5bf68d96a7cf399fc1e35cc",
