@@ -162,7 +162,7 @@ def test_a_process_of_two_that_stands_still_ends_both(stopped, tmp_path):
   from test_train_processes import ONE
   from test_train_processes import start
 
-  job = start(tmp_path, 2, *ONE, *LONG, "--config.train.watchdog=5.0")
+  job = start(tmp_path, 2, *ONE, *LONG, "--config.train.watchdog=15.0")
   try:
     wait_for(lambda: saved(tmp_path), job[0])
     job[stopped].send_signal(signal.SIGSTOP)
