@@ -69,7 +69,11 @@ def build(config) -> Experiment:
     labels = graph.target_labels
     value = cross_entropy(logits, labels, counted, config.labels.smoothing)
     hits = jnp.sum(counted & (logits.argmax(-1) == labels), dtype=jnp.float32) / how_many(counted)
-    return value, (rest_of(module), {"train_accuracy": hits})
+    metrics = {"train_accuracy": hits}
+    if task.graph is not None:
+      masks = jnp.concatenate([nodes.mask for nodes in graph.nodes.values()])
+      metrics["padding_share"] = 1 - masks.mean(dtype=jnp.float32)
+    return value, (rest_of(module), metrics)
 
   train_batches, eval_batches, draw = batches(graph, config)
 
