@@ -29,18 +29,13 @@ def check(runs: Runs) -> list[Finding]:
     Finding.compare("mAP of CCA - of no condition", above("none"), at_least=0.20),
     Finding.compare("mAP of CCA - of a mask per condition (CSN)", above("csn"), at_least=0.01),
     Finding.compare("mAP of CCA - of a network each", above("separate"), at_least=-0.03),
-    at_most("its parameters over those of a network each", share, 1.2 / num),
-    at_most("mAP with the condition swapped - chance", swapped - chance, 0.05),
-    at_most("largest difference of one query and a query per token", apart, 1e-5),
+    Finding.at_most("its parameters over those of a network each", share, 1.2 / num),
+    Finding.at_most("mAP with the condition swapped - chance", swapped - chance, 0.05),
+    Finding.at_most("largest difference of one query and a query per token", apart, 1e-5),
     Finding.compare(
       "linear probe of other attributes: no condition - CCA", probed[0] - probed[1], at_least=0.0
     ),
   ]
-
-
-def at_most(name: str, value: float, limit: float) -> Finding:
-  """`name` must be at most a number; NaN does not hold."""
-  return Finding(f"{name} <= {limit:.4g}", bool(value <= limit), f"{value:.4g}")
 
 
 def embeddings(runs: Runs, variant: str, *, evaluate_as: str | None = None) -> list[dict]:

@@ -12,17 +12,31 @@ from jax import Array
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.cca.model import Embedder
-from experiments.cca.model import triplet_loss
+from h2g.convert import timm_vit
+from h2g.data import attribute_lists
 from h2g.data.garments import ATTRIBUTES
 from h2g.data.garments import garments
-from h2g.data.triplets import sample_triplets
-from h2g.data.triplets import triplet_index
+from h2g.data.photographs import normalise
 from h2g.metrics import retrieval_map
-from h2g.nn.pure import Pure
+from h2g.models.cca import Embedder
+from h2g.nn.patches import unit_range
 from h2g.nn.pure import pure
+from h2g.nn.triplets import mined_triplet_loss
+from h2g.nn.triplets import triplet_loss
 from h2g.train import Batch
 from h2g.train import Experiment
+
+
+class Networks(NamedTuple):
+  """One network, or one per attribute (without `embed`), as functions of (params, rest, images).
+
+  init: key -> (params, rest). embed: (.., images [B, ...], conditions [B]) -> [B, E].
+  spaces: (.., images [B, ...]) -> [B, K, E], all attributes.
+  """
+
+  init: Any
+  embed: Any
+  spaces: Any
 
 
 class Split(NamedTuple):
@@ -34,118 +48,122 @@ class Split(NamedTuple):
 
 def build(config) -> Experiment:
   """The experiment that `configs/cca.py` describes."""
-  train, splits = synthetic(config.data)
-  names = tuple(ATTRIBUTES)
-  network = networks(config.model, len(names))
-  index = triplet_index(train.labels, names)
+  photographs = "folder" in config.data
+  names, sampled, splits = (_photographs if photographs else _garments)(config)
+  network = networks(config, len(names))
 
-  def loss(params, rest, batch: Batch, key: Array):
-    images, index = batch.shared
-    condition_key, triplet_key = jax.random.split(key)
-    shape = (config.triplets,)
-    if config.model.read_out == "separate":  # attribute by attribute
-      conditions = jnp.repeat(jnp.arange(len(names)), config.triplets)
-    else:
-      conditions = jax.random.randint(condition_key, shape, 0, len(names))
-    drawn = sample_triplets(index, conditions, triplet_key)
-    ids = jnp.stack(drawn[1:], axis=1)  # [B, 3]
-    x = images[ids.reshape(-1)]
-    x = network.embed(params, rest, x, jnp.repeat(conditions, 3)).reshape(*ids.shape, -1)
-    value = triplet_loss(*jnp.moveaxis(x, 1, 0), config.margin)
+  def mined(params, rest, batch: Batch, key: Array):
+    images, labels = batch.shared
+    ids = jax.random.randint(key, (config.images,), 0, len(images))
+    spaces = network.spaces(params, rest, images[ids])
+    value, violated = mined_triplet_loss(spaces, labels[ids], config.margin)
+    return value.mean(), (rest, {"violated": violated.mean()})
+
+  def drawn(params, rest, batch: Batch, key: Array):
+    del key  # triplets and their views are drawn on the host
+    images, conditions = batch.own
+    flat = images.reshape(-1, *images.shape[2:])
+    x = network.embed(params, rest, flat, jnp.repeat(conditions, 3)).reshape(
+      -1, 3, config.model.out_dim
+    )
+    value = triplet_loss(x[:, 0], x[:, 1], x[:, 2], config.margin)
     return value.mean(), (rest, {"violated": (value > 0).mean(dtype=jnp.float32)})
 
   def evaluate(params, rest, batch: Batch):
-    spaces = functools.partial(network.all_spaces, params, rest)
+    spaces = lambda image: network.spaces(params, rest, image[None])[0]
+    search = lambda part: {
+      "spaces": jax.lax.map(spaces, part.images, batch_size=config.eval_images),
+      "labels": part.labels,
+    }
     return {
-      name: {
-        part: {"spaces": spaces(images), "labels": labels}
-        for part, (images, labels) in split._asdict().items()
-      }
+      name: {part: search(value) for part, value in split._asdict().items()}
       for name, split in batch.shared.items()
     }
 
-  def resident(shared):
-    return lambda seeds: Batch(shared=shared, own=np.zeros((len(seeds), 1), np.float32))
-
   return Experiment(
-    dataset="garments",
+    dataset=config.data.get("folder", "garments"),
     model=config.model.read_out,
     metric="map",
     init=network.init,
-    loss=loss,
-    train_batches=resident((train.images, index)),
+    loss=drawn if photographs else mined,
+    train_batches=sampled,
     eval_batches=resident(splits),
     evaluate=evaluate,
     summarise=functools.partial(summarise, names=names),
-    unit="triplets",
-    units_per_step=config.triplets,
+    rows=photographs,
+    unit="triplets" if photographs else "images",
+    units_per_step=config.images,
   )
 
 
-def synthetic(config):
-  """(training garments, {"val", "test": Split}), all drawn apart."""
+def _garments(config):
+  """Names of the attributes, resident training garments, {"val", "test": Split}, drawn apart."""
+  data = config.data
   draw = lambda num, seed: garments(
-    num, seed=10 * config.seed + seed, noise=config.noise, jitter=config.jitter
+    num, seed=10 * data.seed + seed, noise=data.noise, jitter=data.jitter
   )
-  split = lambda seed: Split(draw(config.queries, seed), draw(config.gallery, seed + 1))
-  return draw(config.train, 0), {"val": split(1), "test": split(3)}
+  split = lambda seed: Split(draw(data.queries, seed), draw(data.gallery, seed + 1))
+  splits = {"val": split(1), "test": split(3)}
+  return tuple(ATTRIBUTES), resident(tuple(draw(data.train, 0))), splits
 
 
-class Networks(NamedTuple):
-  """One network, or one per attribute, behind the same three functions.
+def _photographs(config):
+  """The same of a folder of lists: a stream of triplets, the images of the searches in memory."""
+  data, size = config.data, config.model.image_size
+  load = functools.partial(attribute_lists.load, data.folder, dataset=data.dataset)
+  train = load("train")
+  stream = functools.partial(
+    attribute_lists.triplet_stream, train, size=size, batch_size=config.images
+  )
+  part = lambda name, which: attribute_lists.searched(load(name, part=which), size=size)
+  splits = {
+    ours: Split(part(theirs, "query"), part(theirs, "candidate"))
+    for ours, theirs in (("val", "valid"), ("test", "test"))
+  }
+  return train.names, lambda seeds: stream(seeds=seeds).map(lambda own: Batch((), own)), splits
 
-  init: key -> (params, rest). embed: (params, rest, images [B, ...], conditions [B]) -> [B, E];
-  all_spaces: (params, rest, images [B, ...]) -> [B, K, E].
-  """
 
-  init: Any
-  embed: Any
-  all_spaces: Any
+def resident(shared):
+  """Batches of arrays that stay on the device."""
+  return lambda seeds: Batch(shared=shared, own=np.zeros((len(seeds), 1), np.float32))
 
 
 def networks(config, num: int) -> Networks:
-  """The configured network for `num` attributes."""
-  settings = config.to_dict()
+  """The configured network for `num` attributes, or one per attribute."""
+  settings = config.model.to_dict()
   separate = settings["read_out"] == "separate"
   if separate:
     settings["read_out"] = "none"
   model = pure(lambda rngs: Embedder(num, **settings, rngs=rngs))
-  return _separate(model, num) if separate else _one(model, num)
-
-
-def _one(model: Pure, num: int) -> Networks:
-  def embed(params, rest, images, conditions):
-    return model.bind(params, rest)(pixels(images), conditions[:, None])[:, 0]
-
-  def all_spaces(params, rest, images):
-    every = jnp.broadcast_to(jnp.arange(num), (len(images), num))
-    return model.bind(params, rest)(pixels(images), every)
-
-  return Networks(model.init, embed, all_spaces)
-
-
-def _separate(model: Pure, num: int) -> Networks:
-  one = _one(model, 1)
+  scale = normalise if "folder" in config.data else unit_range
 
   def init(key):
-    return jax.vmap(model.init)(jax.random.split(key, num))
+    params, rest = model.init(key)
+    if config.checkpoint:
+      params = params | {"vit": published(config.checkpoint, params["vit"], config.model)}
+    return params, rest
 
   def embed(params, rest, images, conditions):
-    """Expects equally many rows of each attribute, attribute by attribute."""
-    apart = lambda x: x.reshape(num, -1, *x.shape[1:])
-    out = jax.vmap(one.embed)(params, rest, apart(images), apart(conditions))
-    return out.reshape(len(images), -1)
+    return model.bind(params, rest)(scale(images), conditions[:, None])[:, 0]
 
-  def all_spaces(params, rest, images):
-    out = jax.vmap(one.all_spaces, in_axes=(0, 0, None))(params, rest, images)
-    return jnp.moveaxis(out[:, :, 0], 0, 1)
+  def spaces(params, rest, images, num=num):
+    every = jnp.broadcast_to(jnp.arange(num), (len(images), num))
+    return model.bind(params, rest)(scale(images), every)
 
-  return Networks(init, embed, all_spaces)
+  if not separate:
+    return Networks(init, embed, spaces)
+
+  def each(params, rest, images):
+    one = lambda params, rest: spaces(params, rest, images, 1)[:, 0]
+    return jax.vmap(one, out_axes=1)(params, rest)
+
+  return Networks(lambda key: jax.vmap(init)(jax.random.split(key, num)), None, each)
 
 
-def pixels(images: Array) -> Array:
-  """uint8 -> float32 in [-1, 1]."""
-  return images.astype(jnp.float32) / 127.5 - 1.0
+def published(path: str, params, config):
+  """The vision transformer of a timm checkpoint; its last block becomes the conditional one."""
+  side = config.image_size // config.patch
+  return timm_vit.load(path, params, grid=(side, side))
 
 
 def cross_map(split, space: int, attribute: int) -> float:

@@ -9,13 +9,19 @@
 Source: the lists of arXiv 2002.02814.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 import json
 from pathlib import Path
 from typing import NamedTuple
 
+import grain
+import jax
 import numpy as np
 
 from h2g.data import files
+from h2g.data import photographs
+from h2g.data.triplets import sample_triplets
+from h2g.data.triplets import triplet_index
 from h2g.errors import InputError
 
 
@@ -66,6 +72,57 @@ def load(
         )
       labels[image, attribute] = value
   return AttributeList(paths, labels, names, sizes)
+
+
+class Triplet(NamedTuple):
+  """images: [..., B, 3, size, size, 3] uint8, anchor, positive, negative; conditions: [..., B]."""
+
+  images: np.ndarray
+  conditions: np.ndarray
+
+
+class Searched(NamedTuple):
+  """images: [N, size, size, 3] uint8; labels: [N, K] int32, -1 where not labelled."""
+
+  images: np.ndarray
+  labels: np.ndarray
+
+
+def triplet_stream(
+  listed: AttributeList, *, size: int, batch_size: int, seeds: tuple[int, ...] = (0,), **view
+) -> grain.MapDataset:
+  """Endless batches `Triplet` with leaves [seeds, B, ...]; element i depends on (seed, i) alone.
+
+  Attributes are uniform, then the triplet (`sample_triplets`); each image is a random view
+  (`photographs.training_view`, options of `view`).
+  """
+  index = triplet_index(listed.labels, listed.names)
+
+  def batch(at: int, seed: int) -> Triplet:
+    rng = np.random.default_rng((seed, at))
+    conditions = rng.integers(0, len(listed.names), batch_size).astype(np.int32)
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+      key = jax.random.key(int(rng.integers(1 << 31)))
+      ids = np.stack(jax.device_get(sample_triplets(index, conditions, key))[1:], axis=1)
+    views = [
+      photographs.training_view(photographs.read(listed.paths[i]), size, rng, **view)
+      for i in ids.reshape(-1)
+    ]
+    return Triplet(np.stack(views).reshape(batch_size, 3, size, size, 3), conditions)
+
+  join = lambda at: Triplet(*(np.stack(x) for x in zip(*(batch(at, seed) for seed in seeds))))
+  return grain.MapDataset.range(1 << 31).map(join)
+
+
+def searched(listed: AttributeList, *, size: int) -> Searched:
+  """The images that have a label, decoded, as `photographs.evaluation_view`."""
+  ids = np.flatnonzero((listed.labels >= 0).any(1))
+  if not len(ids):
+    raise InputError(f"none of the {len(listed.paths)} images has a label to search by")
+  view = lambda i: photographs.evaluation_view(photographs.read(listed.paths[i]), size)
+  with ThreadPoolExecutor() as pool:
+    images = list(pool.map(view, ids))
+  return Searched(np.stack(images), listed.labels[ids])
 
 
 def _meta(path: Path, dataset: str) -> tuple[tuple[str, ...], tuple[int, ...]]:

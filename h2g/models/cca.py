@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from h2g.errors import InputError
 from h2g.models.vit import ViT
+from h2g.nn.triplets import unit
 
 
 class ConditionEmbedding(nnx.Module):
@@ -148,17 +149,3 @@ class Embedder(nnx.Module):
   def __call__(self, images: Array, conditions: Array) -> Array:
     """[B, C, E] from images [B, height, width, 3] and conditions [B, C]."""
     return self.spaces(self.tokens(images), conditions)
-
-
-def unit(x: Array) -> Array:
-  """x / |x| along the last axis; a gradient without NaN at zero."""
-  return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
-
-
-def triplet_loss(anchor: Array, positive: Array, negative: Array, margin: float = 0.2) -> Array:
-  """[...] max(0, m + d(a, p) - d(a, n)), d(x, y) = 1 - <x, y> on unit vectors [..., E].
-
-  Source: arXiv 2002.02814 (the same task); margin 0.2 as there.
-  """
-  near, far = jnp.sum(anchor * positive, axis=-1), jnp.sum(anchor * negative, axis=-1)
-  return jax.nn.relu(margin - near + far)
