@@ -14,6 +14,8 @@ from h2g.ops.mvpa import relative_channel_index
 from h2g.ops.mvpa import relative_time_index
 from h2g.ops.mvpa import xla
 
+SLOW = pytest.param("attention", marks=pytest.mark.slow)
+
 
 def arrays(batch=2, length=5, channels=3, heads=4, groups=2, width=4, seed=0):
   rng = np.random.default_rng(seed)
@@ -90,6 +92,7 @@ def test_two_devices():
   contract.shards(case(window=1), "xla", arrays(length=3), (0, 0, 0, None, None, None, None, None))
 
 
+@pytest.mark.slow
 def test_two_calls_of_attention_agree_with_float64():
   contract.agrees(case(window=1, causal=False), "attention", arrays(length=4))
 
@@ -103,7 +106,7 @@ def test_what_is_computed_again_is_the_same(monkeypatch):
   jax.tree.map(close, run(), kept)
 
 
-@pytest.mark.parametrize("implementation", ["xla", "attention"])
+@pytest.mark.parametrize("implementation", ["xla", SLOW])
 def test_a_window_as_long_as_the_recording_is_dense(implementation):
   x = floats(length=6)
   dense = mvpa(*x, window=6, implementation="reference")
@@ -123,7 +126,7 @@ def test_one_channel_has_no_channel_term():
   close(got[:, :, 0], attention(q[:, :, 0] + wide, k[:, :, 0], v[:, :, 0], mask=causal))
 
 
-@pytest.mark.parametrize("implementation", ["reference", "xla", "attention"])
+@pytest.mark.parametrize("implementation", ["reference", "xla", SLOW])
 def test_padded_channels_equal_cropping(implementation):
   """Rows of the channel table are counted from its end, so cropping drops its first rows."""
   q, k, v, k_time, k_chan, *biases = floats(channels=5)

@@ -1,0 +1,1 @@
+"""Multi-variate parallel attention: signals whose subjects differ in their channels."""
