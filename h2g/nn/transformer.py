@@ -44,17 +44,19 @@ class MultiHeadAttention(nnx.Module):
     context: Array | None = None,
     *,
     attend: Callable[..., Array] = attention,
+    values: Array | None = None,
     key: Array | None = None,
   ) -> Array:
     """Returns [B, T, D] from x [B, T, D] and context [B, S, D] (x itself by default).
 
     `attend(q, k, v, dropout_rate=, dropout_key=)`: what stands in place of `attention`.
+    values: [B, S, D] that the values are of, context by default (for positions on keys alone).
     """
     context = x if context is None else context
     q, k, v = (
       self.heads(self.query(x)),
       self.heads(self.key(context)),
-      self.heads(self.value(context)),
+      self.heads(self.value(context if values is None else values)),
     )
     rate = 0.0 if key is None else self.rate
     return self.out(attend(q, k, v, dropout_rate=rate, dropout_key=key).reshape(x.shape))
