@@ -1,6 +1,12 @@
-"""Measures that several papers share, as functions of NumPy arrays."""
+"""Measures that several papers share, as functions of NumPy arrays.
+
+Those of segmentation count first (`overlaps`, `panoptic_counts`; JAX arrays as well), so that
+counts of many images add up, and divide at the end.
+"""
 
 from collections.abc import Sequence
+from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -142,3 +148,77 @@ def cohen_kappa(labels: np.ndarray, predicted: np.ndarray, num_classes: int = 2)
   table = confusion(labels, predicted, num_classes) / max(len(labels), 1)
   chance = float(table.sum(0) @ table.sum(1))
   return float((np.trace(table) - chance) / (1 - chance)) if chance < 1 else float("nan")
+
+
+def overlaps(a: Any, b: Any, num_a: int, num_b: int) -> Any:
+  """[num_a, num_b] float32: pixels that are i in one map and j in the other.
+
+  With maps of true and predicted classes this is the confusion matrix. NumPy or JAX arrays.
+
+  Args:
+    a: integers of any shape; outside 0..num_a - 1 a pixel counts nowhere.
+    b: like a.
+  """
+  one_hot = lambda ids, num: (ids.reshape(-1, 1) == np.arange(num)[None]).astype(np.float32)
+  return one_hot(a, num_a).T @ one_hot(b, num_b)
+
+
+def mean_iou(confusion: np.ndarray) -> float:
+  """Mean over classes of TP / (TP + FP + FN), of [K, K] true x predicted pixels.
+
+  Classes that are neither true nor predicted anywhere are left out; NaN where none is left.
+  """
+  confusion = np.asarray(confusion, np.float64)
+  hit = np.diag(confusion)
+  union = confusion.sum(0) + confusion.sum(1) - hit
+  return float(np.mean(hit[union > 0] / union[union > 0])) if (union > 0).any() else float("nan")
+
+
+class PanopticCounts(NamedTuple):
+  """Per class [K]: matched segments, their summed IoU, predicted and true ones without a match."""
+
+  matched: Any
+  iou: Any
+  false: Any
+  missed: Any
+
+
+def panoptic_counts(
+  predicted: Any, predicted_classes: Any, true: Any, true_classes: Any, num_classes: int
+) -> PanopticCounts:
+  """Counts of one image. NumPy or JAX arrays.
+
+  Segments of one class match where IoU > 0.5, which can hold for one pair at most. Pixels without
+  true segment count for neither union; a prediction that is mostly on such pixels is no mistake.
+
+  Args:
+    predicted: [..] int, the segment of each pixel, -1 where none.
+    predicted_classes: [P] int; -1 where there is no segment.
+    true, true_classes: [..] and [T] likewise.
+  Source: arXiv 1801.00868 eq. 1 and sec. 4.2 (void).
+  """
+  both = overlaps(predicted, true, len(predicted_classes), len(true_classes))
+  area = lambda ids, num: overlaps(ids, ids * 0, num, 1)[:, 0]
+  own, full = area(predicted, len(predicted_classes)), area(true, len(true_classes))
+  void = own - both.sum(1)
+  union = (own - void)[:, None] + full[None] - both
+  real = (predicted_classes >= 0) & (own > 0), (true_classes >= 0) & (full > 0)
+  same = (predicted_classes[:, None] == true_classes[None]) & real[0][:, None] & real[1][None]
+  pairs = same & (2 * both > union)
+  iou = pairs * (both / (union + (union == 0)))
+  of_class = lambda ids: ids[:, None] == np.arange(num_classes)[None]
+  count = lambda rows, ids: (rows[:, None] * of_class(ids)).sum(0)
+  lone = real[0] & ~pairs.any(1) & (2 * void <= own)
+  return PanopticCounts(
+    count(pairs.any(0), true_classes),
+    count(iou.sum(0), true_classes),
+    count(lone, predicted_classes),
+    count(real[1] & ~pairs.any(0), true_classes),
+  )
+
+
+def panoptic_quality(counts: PanopticCounts) -> float:
+  """Mean over classes of sum IoU / (TP + FP / 2 + FN / 2); NaN where there is no segment at all."""
+  matched, iou, false, missed = (np.asarray(x, np.float64) for x in counts)
+  total = matched + false / 2 + missed / 2
+  return float(np.mean(iou[total > 0] / total[total > 0])) if (total > 0).any() else float("nan")

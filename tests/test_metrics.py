@@ -11,6 +11,11 @@ from h2g.metrics import knn_accuracy
 from h2g.metrics import linear_probe
 from h2g.metrics import map_entropy
 from h2g.metrics import map_similarity
+from h2g.metrics import mean_iou
+from h2g.metrics import overlaps
+from h2g.metrics import panoptic_counts
+from h2g.metrics import panoptic_quality
+from h2g.metrics import PanopticCounts
 from h2g.metrics import retrieval_map
 
 
@@ -61,3 +66,28 @@ def test_f1_and_kappa_by_hand():
   assert cohen_kappa(labels, predicted) == pytest.approx((0.75 - 34 / 64) / (1 - 34 / 64))
   assert cohen_kappa(labels, 0 * labels) == 0.0 and f1(0 * labels, 0 * labels) == 0.0
   assert np.isnan(cohen_kappa(0 * labels, 0 * labels)) and cohen_kappa(labels, labels) == 1.0
+
+
+def test_panoptic_quality_by_hand():
+  """Two classes; one pair matched at IoU 3/4, one prediction at IoU 1/2: a miss and a mistake."""
+  true = np.array([0, 0, 0, 0, 1, 1, 1, 1, -1, -1])
+  predicted = np.array([0, 0, 0, -1, 1, 1, 2, 2, 3, 3])
+  counts = panoptic_counts(predicted, np.array([5, 4, 4, 4, -1]) - 4, true, np.array([1, 0, -1]), 2)
+  np.testing.assert_allclose(counts.matched, [0, 1])
+  np.testing.assert_allclose(counts.iou, [0, 0.75])
+  np.testing.assert_allclose(counts.false, [2, 0])  # the one on void alone is no mistake
+  np.testing.assert_allclose(counts.missed, [1, 0])
+  assert panoptic_quality(counts) == pytest.approx(0.75 / 2)
+  perfect = panoptic_counts(true, np.array([1, 0]), true, np.array([1, 0]), 3)
+  assert panoptic_quality(perfect) == 1.0  # the class that nobody has is left out
+  wrong_class = panoptic_counts(true, np.array([0, 1]), true, np.array([1, 0]), 2)
+  assert panoptic_quality(wrong_class) == 0.0
+  assert np.isnan(panoptic_quality(PanopticCounts(*np.zeros((4, 2)))))
+
+
+def test_mean_iou_by_hand():
+  true, predicted = np.array([[0, 0, 1, -1]]), np.array([[0, 1, 1, 1]])
+  confusion = overlaps(true, predicted, 3, 3)
+  np.testing.assert_array_equal(confusion, [[1, 1, 0], [0, 1, 0], [0, 0, 0]])
+  assert mean_iou(confusion) == pytest.approx(0.5)
+  assert np.isnan(mean_iou(np.zeros((2, 2))))
