@@ -1,0 +1,1 @@
+"""Prototype-based efficient MaskFormer: each query reads one pixel per head."""

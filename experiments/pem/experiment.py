@@ -1,0 +1,145 @@
+"""Universal segmentation by PEM and its baselines: semantic and panoptic, one training for both."""
+
+import functools
+
+import jax
+from jax import Array
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.pem.model import Segmenter
+from h2g.data import ade20k
+from h2g.data import cityscapes
+from h2g.data import panoptic
+from h2g.data import photographs
+from h2g.data.scenes import CLASSES
+from h2g.data.scenes import scenes
+from h2g.data.scenes import THINGS
+from h2g.metrics import mean_iou
+from h2g.metrics import overlaps
+from h2g.metrics import panoptic_counts
+from h2g.metrics import panoptic_quality
+from h2g.metrics import PanopticCounts
+from h2g.nn.image import resize
+from h2g.nn.pure import Pure
+from h2g.nn.pure import pure
+from h2g.nn.pure import rest_of
+from h2g.nn.segments import panoptic_map
+from h2g.nn.segments import semantic_map
+from h2g.nn.set_loss import deep_set_loss
+from h2g.nn.set_loss import Targets
+from h2g.train import Batch
+from h2g.train import Experiment
+
+
+def build(config) -> Experiment:
+  """The experiment that `configs/pem.py` describes."""
+  data = DATA[config.data.name](config.data)
+  things, num_classes = data.things, len(data.things)
+  model = segmenter(config, num_classes)
+
+  def loss(params, rest, batch: Batch, key: Array):
+    model_key, loss_key = jax.random.split(key)
+    example = batch.own
+    module = model.bind(params, rest)
+    module.train()
+    images = photographs.normalise(example.images)
+    out = module(images.astype(jax.tree.leaves(params)[0].dtype), key=model_key)
+    masks = jax.nn.one_hot(example.map.astype(jnp.int32), example.classes.shape[1])
+    targets = Targets(example.classes, masks)
+    found = deep_set_loss(loss_key, *jax.tree.map(wide, out), targets, num_points=config.num_points)
+    parts = {name: value.mean() for name, value in found._asdict().items()}
+    return found.total.sum(), (rest_of(module), parts)
+
+  def predict(params, rest, images: Array) -> tuple[Array, Array]:
+    """Last stage: class logits [B, Q, K + 1] and mask logits at full size [B, height, width, Q]."""
+    module = model.bind(params, rest)
+    module.eval()
+    images = photographs.normalise(images)
+    out = module(images.astype(jax.tree.leaves(params)[0].dtype))
+    return wide(out.classes[-1]), resize(wide(out.masks[-1]), *images.shape[1:3])
+
+  def counts(params, rest, example) -> dict:
+    classes, masks = predict(params, rest, example.images)
+    true = jnp.take_along_axis(
+      example.classes[:, None], example.map.astype(jnp.int32).reshape(len(masks), 1, -1), -1
+    ).reshape(example.map.shape)
+    true = jnp.where(example.map < 0, -1, true)
+    confusion = overlaps(true, semantic_map(classes, masks), num_classes, num_classes)
+    found = panoptic_map(classes, masks, things=things, **config.inference)
+    one = functools.partial(panoptic_counts, num_classes=num_classes)
+    pq = jax.vmap(one)(found.map, found.classes, example.map.astype(jnp.int32), example.classes)
+    return {"confusion": confusion, "panoptic": jax.tree.map(lambda x: x.sum(0), pq)}
+
+  def evaluate(params, rest, batch: Batch):
+    return {name: counts(params, rest, part) for name, part in batch.own.items()}
+
+  def train_batches(seeds: tuple[int, ...]):
+    stream = panoptic.stream(data.train, config.data.batch_size, seeds)
+    return stream.map(lambda example: Batch(shared=None, own=example))
+
+  def eval_batches(seeds: tuple[int, ...]):
+    repeat = lambda x: np.broadcast_to(x, (len(seeds), *x.shape))
+    return lambda: (
+      Batch(shared=None, own=jax.tree.map(repeat, parts))
+      for parts in panoptic.in_order(data.splits, config.data.eval_batch_size)
+    )
+
+  return Experiment(
+    dataset=config.data.name,
+    model=config.model.attention,
+    metric="miou",
+    init=model.init,
+    loss=loss,
+    train_batches=train_batches,
+    eval_batches=eval_batches,
+    evaluate=evaluate,
+    summarise=summarise,
+    rows=True,
+    unit="images",
+    units_per_step=config.data.batch_size,
+  )
+
+
+def segmenter(config, num_classes: int = len(CLASSES)) -> Pure:
+  """The configured network."""
+  return pure(lambda rngs: Segmenter(num_classes, rngs=rngs, **config.model))
+
+
+def wide(x: Array) -> Array:
+  """In float32: losses and maps are computed there whatever the network computes in."""
+  return x.astype(jnp.float32)
+
+
+def scenes_data(config) -> panoptic.Data:
+  """Synthetic scenes; those of training, validation and test are drawn apart."""
+
+  def source(num: int, seed: int) -> panoptic.Source:
+    drawn = scenes(num, seed=10 * config.seed + seed, size=config.size, noise=config.noise)
+    return panoptic.Source(num, lambda at, rng: panoptic.Example(*(part[at] for part in drawn)))
+
+  splits = {"val": source(config.val, 1), "test": source(config.test, 2)}
+  return panoptic.Data(THINGS, CLASSES, source(config.train, 0), splits)
+
+
+def photographs_data(config, load) -> panoptic.Data:
+  """A set on disk: what it publishes with labels to validate on serves as validation and test."""
+  train, val = (load(config.folder, split) for split in ("train", "val"))
+  sources = panoptic.source(train, config), {"val": panoptic.source(val, config)}
+  return panoptic.Data(train.things, train.names, *sources)
+
+
+DATA = {
+  "scenes": scenes_data,
+  "cityscapes": functools.partial(photographs_data, load=cityscapes.load),
+  "ade20k": functools.partial(photographs_data, load=ade20k.load),
+}
+
+
+def summarise(stats) -> dict[str, float]:
+  """miou and pq, in percent, of each part."""
+  found = {}
+  for name, part in stats.items():
+    found[f"{name}/miou"] = 100 * mean_iou(part["confusion"])
+    found[f"{name}/pq"] = 100 * panoptic_quality(PanopticCounts(*part["panoptic"]))
+  return {name.replace("val/", "test/"): value for name, value in found.items()} | found
