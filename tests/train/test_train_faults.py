@@ -157,12 +157,12 @@ def test_nan_in_batch_7(policy, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("stopped", [0, 1])
 def test_a_process_of_two_that_stands_still_ends_both(stopped, tmp_path):
-  """Its batches stop coming while it shows every other sign of life; or it is frozen whole."""
+  """One is frozen whole: the coordinator misses its sign of life, or the watch ends."""
   from test_train_processes import ended
   from test_train_processes import ONE
   from test_train_processes import start
 
-  job = start(tmp_path, 2, *ONE, *LONG, "--config.train.watchdog=15.0")
+  job = start(tmp_path, 2, *ONE, *LONG, "--config.train.watchdog=40.0")
   try:
     wait_for(lambda: saved(tmp_path), job[0])
     job[stopped].send_signal(signal.SIGSTOP)
