@@ -43,6 +43,7 @@ setup(
     "absl-py>=2.1",
     "numpy>=1.26",
     "safetensors>=0.5",
+    "tensorboardX>=2.6.2",
     "tqdm>=4.66",
     "pillow>=10",
     *PLOTS,
@@ -56,7 +57,6 @@ setup(
     "dev": [
       *NOTEBOOKS,
       "pytest>=8",
-      "tensorboardX>=2.6.2",  # tests read the trainer's events with it
       "pytest-timeout>=2.3",
       "pytest-xdist>=3.5",
       "hypothesis>=6.100",

@@ -7,6 +7,7 @@ import json
 import math
 import os
 from pathlib import Path
+import socket
 import sys
 import time
 from typing import Any
@@ -16,7 +17,6 @@ import jax
 import numpy as np
 
 from h2g.errors import InputError
-from h2g.train.events import EventFile
 from h2g.train.workdir import write_whole
 
 Row = dict[str, Any]  # {"step", "seeds", "seconds", metric: one number per seed}
@@ -178,14 +178,36 @@ class _WeightsAndBiases:
 
 
 class _Events:
-  """The means over seeds, for TensorBoard."""
+  """TensorBoard's file of events, written in the caller's thread so that a full disk is noticed."""
 
   def __init__(self, folder: Path, from_step: int):
-    self._file = EventFile(folder, from_step)
-    self.flush, self.close = self._file.flush, self._file.close
+    from tensorboardX.proto import event_pb2
+    from tensorboardX.proto import summary_pb2
+    from tensorboardX.record_writer import RecordWriter
+
+    self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
+    self._writer = RecordWriter(str(folder / name))
+    self._add(file_version="brain.Event:2")
+    # TensorBoard drops what an earlier file says of later steps.
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._add(step=from_step + 1, session_log=start)
 
   def write(self, row: Row) -> None:
-    self._file.write(row["step"], means(row))
+    for name, mean in means(row).items():
+      summary = self._summary(value=[self._summary.Value(tag=name, simple_value=mean)])
+      self._add(step=row["step"], summary=summary)
+
+  def _add(self, **fields) -> None:
+    event = self._event(wall_time=time.time(), **fields)
+    self._writer.write(event.SerializeToString())
+
+  def flush(self) -> None:
+    self._writer.flush()
+
+  def close(self) -> None:
+    self._writer.close()
 
 
 def read_rows(path: Path) -> list[Row]:
