@@ -1,4 +1,4 @@
-"""Every notebook runs from its first cell to its last, offline."""
+"""Every notebook runs from its first cell to its last, offline; the longest two with `-m slow`."""
 
 import os
 from pathlib import Path
@@ -7,9 +7,14 @@ import warnings
 import pytest
 
 ROOT = Path(__file__).parents[2]
+LONG = ("h2g_former", "mvpa")  # minutes each: the fast tier is to end within twenty
+NOTEBOOKS = [
+  pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in LONG else [])
+  for path in sorted((ROOT / "colabs").glob("*.ipynb"))
+]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "colabs").glob("*.ipynb")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS)
 def test_notebook_runs(path, monkeypatch):
   nbformat = pytest.importorskip("nbformat", reason="notebooks need the extra [dev] or [colab]")
   nbclient = pytest.importorskip("nbclient", reason="notebooks need the extra [dev] or [colab]")
