@@ -121,6 +121,7 @@ def test_the_command_line(words, status, said, capsys, monkeypatch):
   assert said in out.out + out.err
 
 
+@pytest.mark.slow
 def test_a_benchmark_survives_a_failure_and_resumes(tmp_path):
   words = ["--datasets=celegans", "--models=mlp,gcn", "--preset=tiny", "--seeds=2", "--jobs=2"]
   words += [f"--workdir={tmp_path}", f"--config={CONFIG}", "--config.train.steps=12"]

@@ -94,6 +94,7 @@ def test_job_lists_name_every_run(tmp_path, capsys):
   assert lines[1].endswith("--config.hidden=16")
 
 
+@pytest.mark.slow
 def test_a_sweep_orders_by_validation_keeps_what_is_done_and_names_what_failed(tmp_path):
   (tmp_path / "hidden=16").mkdir()
   (tmp_path / "hidden=16" / "config.json").write_text('{"another": 1}')

@@ -19,10 +19,11 @@ from h2g.data.garments import garments
 from h2g.data.photographs import normalise
 from h2g.metrics import retrieval_map
 from h2g.models.cca import Embedder
+from h2g.nn.losses import cosine_distance
+from h2g.nn.losses import mined_triplet_loss
+from h2g.nn.losses import triplet_loss
 from h2g.nn.patches import unit_range
 from h2g.nn.pure import pure
-from h2g.nn.triplets import mined_triplet_loss
-from h2g.nn.triplets import triplet_loss
 from h2g.train import Batch
 from h2g.train import Experiment
 
@@ -66,7 +67,8 @@ def build(config) -> Experiment:
     x = network.embed(params, rest, flat, jnp.repeat(conditions, 3)).reshape(
       -1, 3, config.model.out_dim
     )
-    value = triplet_loss(x[:, 0], x[:, 1], x[:, 2], config.margin)
+    near, far = cosine_distance(x[:, 0], x[:, 1]), cosine_distance(x[:, 0], x[:, 2])
+    value = triplet_loss(near, far, config.margin)
     return value.mean(), (rest, {"violated": (value > 0).mean(dtype=jnp.float32)})
 
   def evaluate(params, rest, batch: Batch):

@@ -50,6 +50,11 @@ def build(config) -> Experiment:
   graph = data.prepare(config.data)
   model = pure(model_factory(config.model, graph))
   num_classes = graph.schema.num_classes
+  known = ("accuracy", "macro_f1", *(("f1",) if num_classes == 2 else ()))
+  if config.metric not in known:
+    raise InputError(
+      f"config.metric={config.metric!r} is unknown here: choose from {', '.join(known)}"
+    )
   hide = functools.partial(
     split_labels,
     rate=config.labels.mask_rate,
@@ -186,9 +191,6 @@ def summarise(stats, *, metric: str) -> dict[str, float]:
     metrics[f"{split}/nll"] = float(values["nll"] / max(total, 1))
     if len(matrix) == 2:
       metrics[f"{split}/f1"] = float(f1[1])
-  if f"val/{metric}" not in metrics:
-    known = sorted(name.removeprefix("val/") for name in metrics if name.startswith("val/"))
-    raise InputError(f"config.metric={metric!r} is unknown here: choose from {', '.join(known)}")
   metrics["val/selection"] = metrics[f"val/{metric}"] - 1e-3 * min(metrics["val/nll"], 1.0)
   return metrics
 

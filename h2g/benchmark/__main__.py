@@ -23,31 +23,22 @@ import sys
 
 from absl import flags
 
+from h2g import commands
 from h2g.benchmark.grid import cells
 from h2g.benchmark.grid import Grid
 from h2g.errors import InputError
 
-HELP = ("--help", "-help", "-h", "-?")
-
 
 def main(argv: list[str]) -> int:
   """Runs the command line; returns its exit status."""
-  try:
-    return _main(argv)
-  except InputError as error:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print("stopped; run the same command to go on", file=sys.stderr)
-    return 130
+  return commands.run(_main, argv)
 
 
 def _main(argv: list[str]) -> int:
   overrides = tuple(word for word in argv[1:] if word.startswith(("--config.", "-config.")))
-  words = [word for word in argv if word not in HELP and word not in overrides]
-  values = _flags(words)
+  values = _flags([word for word in argv if word not in (*overrides, *commands.HELP)])
   grid = Grid.of(values.config)
-  if any(word in HELP for word in argv):
+  if commands.asks_help(argv):
     print(__doc__.strip())
     for name in ("datasets", "more", "models", "presets"):
       print(f"\n{name}: {', '.join(getattr(grid, name))}")
@@ -98,12 +89,7 @@ def _flags(argv: list[str]) -> flags.FlagValues:
   flags.DEFINE_integer("seeds", 3, "", lower_bound=1, flag_values=values)
   flags.DEFINE_integer("jobs", 1, "", lower_bound=1, flag_values=values)
   flags.DEFINE_float("minutes", 0.0, "", lower_bound=0.0, flag_values=values)
-  try:
-    rest = values(argv)
-  except flags.Error as error:
-    raise InputError(" ".join(str(error).split())) from error
-  if len(rest) > 1:
-    raise InputError(f"{rest[1]!r} is not understood: --help lists the flags")
+  commands.words(values, argv)
   return values
 
 

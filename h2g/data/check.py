@@ -18,6 +18,7 @@ import sys
 from absl import flags
 import numpy as np
 
+from h2g import commands
 from h2g import data
 from h2g.data import files
 from h2g.data import own
@@ -25,24 +26,21 @@ from h2g.errors import InputError
 from h2g.graph import HeteroGraph
 from h2g.graph import homophily
 
-HELP = ("--help", "-help", "-h", "-?")
 FEW = 5  # labelled nodes of a class that cannot be split well
 
 
 def main(argv: list[str]) -> int:
   """Runs the command line; returns its exit status."""
-  if any(word in HELP for word in argv[1:]):
-    print(__doc__.strip())
-    return 0
+  return commands.run(_main, argv, __doc__)
+
+
+def _main(argv: list[str]) -> int:
   values = flags.FlagValues()
   digest = flags.DEFINE_string("sha256", None, "", flag_values=values)
   measure = flags.DEFINE_bool("homophily", True, "", flag_values=values)
-  try:
-    words = values(argv)[1:]
-  except flags.Error as error:
-    return _fail(f"{error}; --help lists what there is")
-  if len(words) != 1:
-    return _fail(f"{len(words)} paths were given, one is expected; --help says more")
+  words = commands.words(values, argv, most=1)
+  if not words:
+    raise InputError("no path was given, one is expected; --help says more")
   graph, problems = check(words[0], digest.value)
   for problem in problems:
     print(f"problem: {problem}")
@@ -125,11 +123,6 @@ def homophily_table(graph: HeteroGraph) -> str:
   except InputError as error:
     lines.append(f"no H2 index: {error}")
   return "\n".join(lines)
-
-
-def _fail(message: str) -> int:
-  print(f"error: {message}", file=sys.stderr)
-  return 2
 
 
 if __name__ == "__main__":

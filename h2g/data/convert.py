@@ -16,10 +16,10 @@ import sys
 
 from absl import flags
 
+from h2g import commands
 from h2g import data
 from h2g.errors import InputError
 
-HELP = ("--help", "-help", "-h", "-?")
 NAMES = (
   "ogbn_mag", "mag_year", "oag_cs", "oag_eng", "oag_chem", "rcdd", "ieee_cis", "h_pokec", "pdns",
 )  # fmt: skip
@@ -27,30 +27,20 @@ NAMES = (
 
 def main(argv: list[str]) -> int:
   """Runs the command line; returns its exit status."""
-  if any(word in HELP for word in argv[1:]):
-    print(__doc__.strip())
-    return 0
+  return commands.run(_main, argv, __doc__)
+
+
+def _main(argv: list[str]) -> int:
   values = flags.FlagValues()
   place = flags.DEFINE_string("data_dir", "", "", flag_values=values)
-  try:
-    words = values(argv)[1:]
-  except flags.Error as error:
-    return _fail(f"{error}; --help lists what there is")
-  if len(words) != 1 or words[0].replace("-", "_") not in NAMES:
-    return _fail(f"give one name of {', '.join(NAMES)}; --help says more")
-  try:
-    graph = data.load(words[0], data_dir=place.value)
-  except InputError as error:
-    return _fail(str(error))
+  words = commands.words(values, argv, most=1)
+  if not words or words[0].replace("-", "_") not in NAMES:
+    raise InputError(f"give one name of {', '.join(NAMES)}; --help says more")
+  graph = data.load(words[0], data_dir=place.value)
   print(graph.summary())
   for name, mask in graph.splits.items():
     print(f"{name}: {int(mask.sum())} {graph.schema.target}")
   return 0
-
-
-def _fail(message: str) -> int:
-  print(f"error: {message}", file=sys.stderr)
-  return 2
 
 
 if __name__ == "__main__":

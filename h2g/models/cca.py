@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from h2g.errors import InputError
 from h2g.models.vit import ViT
-from h2g.nn.triplets import unit
+from h2g.nn.losses import unit
 
 
 class ConditionEmbedding(nnx.Module):

@@ -15,6 +15,7 @@ import sys
 
 from absl import flags
 
+from h2g import commands
 from h2g.errors import InputError
 from h2g.papers import claims
 from h2g.papers.readme import papers
@@ -22,30 +23,27 @@ from h2g.papers.readme import papers
 
 def main(argv: list[str]) -> int:
   """Runs the command line; returns its exit status."""
-  if any(word in ("--help", "-help", "-h") for word in argv):
-    print(__doc__.strip())
-    return 0
+  return commands.run(_main, argv, __doc__)
+
+
+def _main(argv: list[str]) -> int:
   values = flags.FlagValues()
   workdir = flags.DEFINE_string("workdir", None, "", flag_values=values)
   seeds = flags.DEFINE_integer("seeds", None, "", lower_bound=1, flag_values=values)
   progress = flags.DEFINE_bool("progress", True, "", flag_values=values)
-  try:
-    words = values(argv, known_only=False)[1:]
-    known = papers(root())
-    if not words or words == ["list"]:
-      print(listing(known))
-      return 0
-    if words[0] != "check" or len(words) != 2:
-      raise InputError(f"{' '.join(words)!r} is not understood: say `check SLUG`, or nothing")
-    slugs = [paper.slug for paper in known]
-    if words[1] not in slugs:
-      raise InputError(f"{words[1]!r} is no paper here: choose from {', '.join(slugs)}")
-    folder = Path(workdir.value or f"runs/{words[1]}").expanduser()
-    runs = claims.Runs(words[1], folder, seeds=seeds.value, bar=progress.value)
-    findings = claims.check(runs)
-  except (InputError, flags.Error) as error:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    return 2
+  words = commands.words(values, argv, most=2)
+  known = papers(root())
+  if not words or words == ["list"]:
+    print(listing(known))
+    return 0
+  if words[0] != "check" or len(words) != 2:
+    raise InputError(f"{' '.join(words)!r} is not understood: say `check SLUG`, or nothing")
+  slugs = [paper.slug for paper in known]
+  if words[1] not in slugs:
+    raise InputError(f"{words[1]!r} is no paper here: choose from {', '.join(slugs)}")
+  folder = Path(workdir.value or f"runs/{words[1]}").expanduser()
+  runs = claims.Runs(words[1], folder, seeds=seeds.value, bar=progress.value)
+  findings = claims.check(runs)
   print(runs.table())
   for finding in findings:
     print(f"{'holds ' if finding.holds else 'FAILS '} {finding.statement}   found {finding.found}")

@@ -30,27 +30,16 @@ import sys
 
 from absl import flags
 
+from h2g import commands
 from h2g.errors import InputError
 from h2g.sweep.axes import Axis
 from h2g.sweep.axes import points
 from h2g.train.jobs import Job
 
-HELP = ("--help", "-help", "-h", "-?")
-
 
 def main(argv: list[str]) -> int:
   """Runs the command line; returns its exit status."""
-  if any(word in HELP for word in argv):
-    print(__doc__.strip())
-    return 0
-  try:
-    return _main(argv)
-  except InputError as error:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print("stopped; run the same command to go on", file=sys.stderr)
-    return 130
+  return commands.run(_main, argv, __doc__)
 
 
 def _main(argv: list[str]) -> int:
@@ -127,12 +116,7 @@ def _flags(argv: list[str]) -> flags.FlagValues:
   flags.DEFINE_float("minutes", 0.0, "", lower_bound=0.0, flag_values=values)
   flags.DEFINE_enum("emit", None, ("slurm", "xpk", "list"), "", flag_values=values)
   flags.DEFINE_bool("collect", False, "", flag_values=values)
-  try:
-    rest = values(argv)
-  except flags.Error as error:
-    raise InputError(" ".join(str(error).split())) from error
-  if len(rest) > 1:
-    raise InputError(f"{rest[1]!r} is not understood: --help lists the flags")
+  commands.words(values, argv)
   return values
 
 

@@ -1,4 +1,4 @@
-"""Every notebook runs from its first cell to its last, offline; the longest two with `-m slow`."""
+"""Every notebook runs from its first cell to its last, offline; the long ones with `-m slow`."""
 
 import os
 from pathlib import Path
@@ -7,9 +7,9 @@ import warnings
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LONG = ("h2g_former", "mvpa")  # minutes each: the fast tier is to end within twenty
+QUICK = ("dcal",)  # the others take minutes each, and the fast tier is to end within twenty
 NOTEBOOKS = [
-  pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in LONG else [])
+  pytest.param(path, id=path.stem, marks=[] if path.stem in QUICK else [pytest.mark.slow])
   for path in sorted((ROOT / "colabs").glob("*.ipynb"))
 ]
 

@@ -18,9 +18,10 @@ from experiments.cca.experiment import networks
 from h2g import train
 from h2g.errors import InputError
 from h2g.models.cca import Embedder
+from h2g.nn.losses import cosine_distance
+from h2g.nn.losses import mined_triplet_loss
+from h2g.nn.losses import triplet_loss
 from h2g.nn.pure import pure
-from h2g.nn.triplets import mined_triplet_loss
-from h2g.nn.triplets import triplet_loss
 from h2g.train.__main__ import main
 
 SMALL = dict(image_size=16, patch=4, dim=16, num_layers=3, num_heads=2, out_dim=8)
@@ -37,9 +38,13 @@ def inputs():
   return images, jnp.asarray(rng.integers(0, 5, (3, 4)), jnp.int32)
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
-  "residual, embedding", [("cls", "onehot"), ("cls", "masked"), ("condition", "onehot")]
+  "residual, embedding",
+  [
+    ("cls", "onehot"),
+    pytest.param("cls", "masked", marks=pytest.mark.slow),
+    pytest.param("condition", "onehot", marks=pytest.mark.slow),
+  ],
 )
 def test_one_query_gives_what_a_query_per_token_gives(residual, embedding):
   settings = dict(residual=residual, embedding=embedding)
@@ -87,9 +92,10 @@ def test_the_cross_attention_is_the_formula():
 
 def test_the_triplet_loss_by_hand():
   x, y = jnp.array([1.0, 0.0]), jnp.array([0.6, 0.8])
-  assert triplet_loss(x, x, y) == pytest.approx(0.0)
-  assert triplet_loss(x, y, x) == pytest.approx(0.2 + 0.4)
-  assert triplet_loss(x, y, y) == pytest.approx(0.2)
+  loss = lambda *abc: triplet_loss(cosine_distance(*abc[:2]), cosine_distance(*abc[::2]), 0.2)
+  assert loss(x, x, y) == pytest.approx(0.0)
+  assert loss(x, y, x) == pytest.approx(0.2 + 0.4)
+  assert loss(x, y, y) == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +111,7 @@ def test_an_unknown_part_is_named(settings, message):
     model(**settings)
 
 
+@pytest.mark.slow
 def test_separate_networks_are_the_unconditional_one_each():
   config = get_config("tiny,model=separate")
   config.model.update(dim=12, num_layers=1)
@@ -136,6 +143,7 @@ def test_what_the_claim_measures_on_spaces_that_are_known():
   assert entanglement({"queries": one, "gallery": one}) == 1.0
 
 
+@pytest.mark.slow
 def test_a_small_run_ends_with_its_results(tmp_path):
   small = ("data.train=60", "data.gallery=30", "data.queries=10", "images=6", "num_seeds=2")
   steps = ("train.steps=2", "train.eval_every=2", "model.dim=16", "model.num_heads=2")

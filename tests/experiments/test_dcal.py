@@ -33,7 +33,6 @@ def call(built, rest, *, key=None):
   return jax.jit(lambda params, x: built.bind(params, rest)(x, key=key))
 
 
-@pytest.mark.smoke
 def test_the_branches_are_the_network_and_what_is_beside_it():
   built, params, rest = model()
   module, x = built.bind(params, rest), images()
@@ -57,6 +56,7 @@ def test_the_branches_are_the_network_and_what_is_beside_it():
   np.testing.assert_allclose(alone["pwca"].logits, alone["sa"].logits, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_selected_matters_only_where_it_is_read():
   x, found = images(), {}
   for read in ("cls", "mean"):

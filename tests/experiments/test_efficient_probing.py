@@ -37,6 +37,7 @@ class Small(Runs):
     return small(super().config(variant))
 
 
+@pytest.mark.slow
 def test_the_encoder_is_trained_once_and_probed(tmp_path):
   runs = Small("efficient_probing", tmp_path, seeds=2, bar=False)
   assert runs.test("tiny,queries=2").shape == (2,)
@@ -53,6 +54,7 @@ def test_the_encoder_is_trained_once_and_probed(tmp_path):
   assert claim.pooling_size(runs, "tiny,queries=2") == 2 * 8 + 8 * 8
 
 
+@pytest.mark.slow
 def test_the_control_is_trained_to_classify(tmp_path):
   runs = Small("efficient_probing", tmp_path, bar=False)
   config = runs.config("encoder,objective=cls")
@@ -111,6 +113,7 @@ def photographs(tmp_path):
   return config
 
 
+@pytest.mark.slow
 def test_full_trains_on_folders_through_a_published_encoder(photographs, tmp_path):
   config = photographs
   result = train.run(build(config), config, tmp_path / "run", bar=False)

@@ -48,6 +48,7 @@ def test_a_small_run_ends_with_its_results(tmp_path):
   }
 
 
+@pytest.mark.slow
 def test_sampled_training_compiles_a_handful_of_programs(tmp_path):
   np.savez(tmp_path / "graph.npz", **arrays())
   options = (f"data.path={tmp_path / 'graph.npz'}", "sample.fanouts=(8,8)", "sample.batch_size=8")
@@ -144,8 +145,9 @@ def test_evaluation_never_reads_the_label_it_predicts():
   experiment = build(get_config("tiny"))
   batch = experiment.eval_batches((0,))
   one = Batch(batch.shared, jax.tree.map(lambda x: x[0], batch.own))
-  params, rest = experiment.init(jax.random.key(0))
-  before = experiment.evaluate(params, rest, one)
+  params, rest = jax.jit(experiment.init)(jax.random.key(0))
+  evaluate = jax.jit(experiment.evaluate)
+  before = evaluate(params, rest, one)
   target = batch.shared.schema.target
   for split in ("val", "test"):
     labels = np.array(batch.shared.target_labels)
@@ -153,9 +155,7 @@ def test_evaluation_never_reads_the_label_it_predicts():
     labels[hidden] = (labels[hidden] + 1) % 4
     nodes = dict(batch.shared.nodes)
     nodes[target] = nodes[target].replace(labels=labels)
-    after = experiment.evaluate(
-      params, rest, one._replace(shared=batch.shared.replace(nodes=nodes))
-    )
+    after = evaluate(params, rest, one._replace(shared=batch.shared.replace(nodes=nodes)))
     columns = lambda stats, split=split: np.asarray(stats[split]["confusion"]).sum(0)
     np.testing.assert_array_equal(columns(after), columns(before))
 

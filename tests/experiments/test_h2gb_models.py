@@ -24,6 +24,7 @@ def test_the_table_and_the_settings_name_the_same_models():
   assert set(MODELS) == set(config.MODELS) == set(config.PUBLISHED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "variant", ["tiny,model=label_propagation,view=1hop", "tiny,model=h2gcn"], ids=["lp", "h2gcn"]
 )

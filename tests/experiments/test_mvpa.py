@@ -41,6 +41,7 @@ def test_the_recording_of_eeg_is_served_as_well(tmp_path, data_dir):
   assert build(config).dataset == "eeg" and config.model.max_channels >= 14
 
 
+@pytest.mark.slow
 def test_windowed_equals_dense_and_takes_less_memory():
   assert apart() < 1e-4
   assert memory(4) < memory(24)

@@ -13,7 +13,6 @@ from h2g.errors import InputError
 from h2g.train.__main__ import main
 
 
-@pytest.mark.smoke
 def test_empty_masks_never_give_nan():
   holds, found = never_nan()
   assert holds, found

@@ -56,6 +56,7 @@ def test_points_and_dice_by_hand():
   assert near[:48].max() < 0.25 and near[48:].max() > 0.25  # 3/4 of 64 at the border
 
 
+@pytest.mark.slow
 def test_the_set_loss_knows_right_from_wrong():
   """Two bands; the queries that say so, in any order, lose next to nothing."""
   masks = jax.nn.one_hot(jnp.repeat(jnp.array([0, 1]), 4)[:, None] * jnp.ones((1, 8), jnp.int32), 3)

@@ -122,6 +122,7 @@ def test_goats_codebook_follows_the_rows():
   np.testing.assert_allclose(sums[used], np.asarray(centroids)[used] * counts[used][:, None], 1e-4)
 
 
+@pytest.mark.slow
 def test_only_training_moves_goats_codebook():
   graph = GRAPH.with_incoming()
   module = models.GOAT(graph.schema, dim=8, num_heads=2, num_centroids=4, rngs=nnx.Rngs(0))

@@ -283,7 +283,10 @@ def _mesh():
   return Mesh(np.array(jax.devices()[:2]), ("x",))
 
 
-@pytest.mark.parametrize("spec", [PartitionSpec("x"), PartitionSpec(None, None, "x")])
+@pytest.mark.parametrize(
+  "spec",
+  [PartitionSpec("x"), pytest.param(PartitionSpec(None, None, "x"), marks=pytest.mark.slow)],
+)
 def test_shard_map_edge(spec, form):
   form("unrolled")
   sharding = NamedSharding(_mesh(), spec)

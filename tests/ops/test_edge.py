@@ -41,7 +41,13 @@ def attention_case(index, **options):
   return case
 
 
-SIZES = [(1, 1, 1), (3, 2, 0), (63, 65, 257), (257, 63, 1025), (5, 7, 400)]
+SIZES = [
+  (1, 1, 1),
+  (3, 2, 0),
+  (63, 65, 257),
+  pytest.param(257, 63, 1025, marks=pytest.mark.slow),
+  pytest.param(5, 7, 400, marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize("num, rows, edges", SIZES)

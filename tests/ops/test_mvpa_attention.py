@@ -74,8 +74,13 @@ def test_it_is_the_definition(implementation):
   "sizes, settings, dtype",
   [
     (dict(length=7, channels=17, batch=1), dict(window=2), jnp.float32),
-    (dict(length=5), dict(window=1, causal=False, last_full=False), jnp.float32),
-    (dict(length=5), dict(window=1), jnp.bfloat16),
+    pytest.param(
+      dict(length=5),
+      dict(window=1, causal=False, last_full=False),
+      jnp.float32,
+      marks=pytest.mark.slow,
+    ),
+    pytest.param(dict(length=5), dict(window=1), jnp.bfloat16, marks=pytest.mark.slow),
   ],
   ids=["17 channels", "both ways", "bfloat16"],
 )

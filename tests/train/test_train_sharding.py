@@ -72,6 +72,7 @@ def test_all_meshes_give_one_curve(workload):
   assert_one_curve(found)
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_are_those_of_the_whole_batch():
   one = curves.curve(*curves.build("text"), (1, 1, 1))
   parts = curves.curve(*curves.build("text", accumulate=4), (2, 1, 1))

@@ -7,6 +7,7 @@ exactly or raises NotImplementedError. What stands at padding positions, and row
 names, may be anything, NaN included, and must have no effect.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -48,6 +49,46 @@ def edge_gradients(raw, weights, d_weights, delta, keep, scale: float, clip: flo
 def delta_of(d_out: Array, out: Array, d_lse: Array) -> Array:
   """[N, H] float32 <do, o> - d_lse, what every edge of a receiver subtracts."""
   return jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), -1) - d_lse
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """Static, of a kernel's call: factor and bound of the logits, whether it is interpreted."""
+
+  scale: float
+  clip: float | None
+  interpret: bool
+
+
+def from_passes(forward, by_receiver, by_sender):
+  """attend(plan, q, k, v, bias, keep, index) -> (out, lse) with a gradient, from three passes.
+
+  Args:
+    forward: of the same arguments; (out [N, H, F], lse [N, H] float32, -inf without edges).
+    by_receiver: of (plan, q, k, v, bias, keep, d_out, lse, delta, index); (dq, d_bias or None).
+    by_sender: of the same; (dk, dv).
+  """
+  forward, by_receiver, by_sender = map(seeds_as_heads, (forward, by_receiver, by_sender))
+
+  @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+  def attend(plan: Plan, q, k, v, bias, keep, index: EdgeIndex):
+    return forward(plan, q, k, v, bias, keep, index)
+
+  def attend_fwd(plan, q, k, v, bias, keep, index):
+    out, lse = forward(plan, q, k, v, bias, keep, index)
+    return (out, lse), (q, k, v, bias, keep, index, out, lse)
+
+  def attend_bwd(plan, saved, cotangents):
+    q, k, v, bias, keep, index, out, lse = saved
+    d_out, d_lse = cotangents
+    delta = delta_of(d_out, out, jnp.where(lse > -jnp.inf, d_lse, 0.0))
+    arrays = (q, k, v, bias, keep, d_out, lse, delta)
+    dq, d_bias = by_receiver(plan, *arrays, index)
+    dk, dv = by_sender(plan, *arrays, index)
+    return dq, dk, dv, d_bias, None, None
+
+  attend.defvjp(attend_fwd, attend_bwd)
+  return attend
 
 
 def seeds_as_heads(function, num_static: int = 1):

@@ -28,7 +28,6 @@ Same bits twice: nothing is added in an order that depends on time. Refused: flo
 different dtype, F different from D, widths that are not powers of two up to 512, `return_weights`.
 """
 
-import dataclasses
 import functools
 import inspect
 import math
@@ -44,9 +43,9 @@ import jax.numpy as jnp
 from h2g.ops import dispatch
 from h2g.ops import tiles
 from h2g.ops.edge.call import clipped
-from h2g.ops.edge.call import delta_of
 from h2g.ops.edge.call import edge_gradients
-from h2g.ops.edge.call import seeds_as_heads
+from h2g.ops.edge.call import from_passes
+from h2g.ops.edge.call import Plan
 from h2g.ops.edge.index import EdgeIndex
 
 NAME = "mosaic_gpu"
@@ -77,41 +76,8 @@ def edge_attention(q, k, v, index: EdgeIndex, *, bias, scale, clip, keep, return
       f"{NAME} serves widths that are powers of two up to {COLUMNS}: got D {width}"
     )
   bias = None if bias is None else bias.astype(jnp.float32)
-  out, lse = _attend(_Plan(float(scale), clip, dispatch.interpreted()), q, k, v, bias, keep, index)
+  out, lse = _attend(Plan(float(scale), clip, dispatch.interpreted()), q, k, v, bias, keep, index)
   return out, lse, None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-  """Static: factor and bound of the logits, whether kernels are interpreted."""
-
-  scale: float
-  clip: float | None
-  interpret: bool
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(plan: _Plan, q, k, v, bias, keep, index: EdgeIndex):
-  """(out [N, H, D] in v's dtype, lse [N, H] float32)."""
-  return _forward(plan, q, k, v, bias, keep, index)
-
-
-def _attend_fwd(plan, q, k, v, bias, keep, index):
-  out, lse = _forward(plan, q, k, v, bias, keep, index)
-  return (out, lse), (q, k, v, bias, keep, index, out, lse)
-
-
-def _attend_bwd(plan, saved, cotangents):
-  q, k, v, bias, keep, index, out, lse = saved
-  d_out, d_lse = cotangents
-  delta = delta_of(d_out, out, jnp.where(lse > -jnp.inf, d_lse, 0.0))
-  arrays = (q, k, v, bias, keep, d_out, lse, delta)
-  dq, d_bias = _by_receiver(plan, *arrays, index)
-  dk, dv = _by_sender(plan, *arrays, index)
-  return dq, dk, dv, d_bias, None, None
-
-
-_attend.defvjp(_attend_fwd, _attend_bwd)
 
 
 # One row: what stays in registers, what streams. Functions of a row take `Refs` and give arrays
@@ -193,7 +159,7 @@ def _penalty(edge: _Edge, like: Array) -> Array:
   return jnp.broadcast_to(value, like.shape)
 
 
-def _logits(plan: _Plan, tile: _Tile, refs: Refs, x, y, edge: _Edge, first):
+def _logits(plan: Plan, tile: _Tile, refs: Refs, x, y, edge: _Edge, first):
   """(scaled products, logits times log2(e)), [G]; the latter -inf where the edge does not count."""
   raw = (x * y).sum(axis=1) * plan.scale
   logits = clipped(raw, plan.clip)
@@ -207,7 +173,7 @@ class _Forward:
 
   state = (True, False, False)
 
-  def __init__(self, plan: _Plan, tile: _Tile):
+  def __init__(self, plan: Plan, tile: _Tile):
     self.plan, self.tile = plan, tile
 
   def row_of(self, refs: Refs, at):
@@ -258,7 +224,7 @@ class _Forward:
 class _Gradients:
   """What the two backward passes share: state is a sum of rows."""
 
-  def __init__(self, plan: _Plan, tile: _Tile):
+  def __init__(self, plan: Plan, tile: _Tile):
     self.plan, self.tile = plan, tile
 
   def merge(self, state, other):
@@ -337,7 +303,7 @@ class _BySender(_Gradients):
 # All rows: pieces, grids, shapes.
 
 
-def _rows(plan: _Plan, make, refs: Refs, indptr: Array, heads: int, out_dtypes, with_bias=False):
+def _rows(plan: Plan, make, refs: Refs, indptr: Array, heads: int, out_dtypes, with_bias=False):
   """What `make`'s pass gives for every row of `indptr`.
 
   Args:
@@ -458,13 +424,13 @@ def _bisect(starts, j, num: int):
   return jax.lax.fori_loop(0, steps, halve, (jnp.int32(0), jnp.int32(num)))[0]
 
 
-def _forward(plan: _Plan, q, k, v, bias, keep, index: EdgeIndex):
+def _forward(plan: Plan, q, k, v, bias, keep, index: EdgeIndex):
   refs = Refs(q, k, v, bias, keep, senders=index.senders)
   outs, _ = _rows(plan, _Forward, refs, index.indptr, q.shape[1], (v.dtype, jnp.float32))
   return tuple(outs)
 
 
-def _by_receiver(plan: _Plan, q, k, v, bias, keep, d_out, lse, delta, index: EdgeIndex):
+def _by_receiver(plan: Plan, q, k, v, bias, keep, d_out, lse, delta, index: EdgeIndex):
   refs = Refs(
     q, k, v, bias, keep, d_out, lse, delta, senders=index.senders, receivers=index.receivers
   )
@@ -474,15 +440,13 @@ def _by_receiver(plan: _Plan, q, k, v, bias, keep, d_out, lse, delta, index: Edg
   return dq, d_bias
 
 
-def _by_sender(plan: _Plan, q, k, v, bias, keep, d_out, lse, delta, index: EdgeIndex):
+def _by_sender(plan: Plan, q, k, v, bias, keep, d_out, lse, delta, index: EdgeIndex):
   refs = Refs(q, k, v, bias, keep, d_out, lse, delta, *index[1:3], index.sender_order)
   outs, _ = _rows(plan, _BySender, refs, index.sender_indptr, q.shape[1], (k.dtype, v.dtype))
   return tuple(outs)
 
 
-_forward = seeds_as_heads(_forward)
-_by_receiver = seeds_as_heads(_by_receiver)
-_by_sender = seeds_as_heads(_by_sender)
+_attend = from_passes(_forward, _by_receiver, _by_sender)
 
 
 # How a row lies in registers.

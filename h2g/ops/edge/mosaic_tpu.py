@@ -36,9 +36,9 @@ import jax.numpy as jnp
 from h2g.ops import dispatch
 from h2g.ops import tiles
 from h2g.ops.edge.call import clipped
-from h2g.ops.edge.call import delta_of
 from h2g.ops.edge.call import edge_gradients
-from h2g.ops.edge.call import seeds_as_heads
+from h2g.ops.edge.call import from_passes
+from h2g.ops.edge.call import Plan
 from h2g.ops.edge.index import EdgeIndex
 
 NAME = "mosaic_tpu"
@@ -56,7 +56,7 @@ def edge_attention(q, k, v, index: EdgeIndex, *, bias, scale, clip, keep, return
     if x.dtype not in (jnp.float32, jnp.bfloat16):
       raise NotImplementedError(f"{NAME} serves float32 and bfloat16: {name} is {x.dtype}")
   _check_room(q.shape[1], q.shape[2], v.shape[2])
-  plan = _Plan(float(scale), clip, dispatch.interpreted())
+  plan = Plan(float(scale), clip, dispatch.interpreted())
   wide = lambda x: None if x is None else x.astype(jnp.float32)
   out, lse = _attend(plan, *map(wide, (q, k, v, bias, keep)), index)
   return out.astype(v.dtype), lse, None
@@ -76,39 +76,6 @@ def _check_room(heads: int, width: int, value_width: int) -> None:
 def _whole(n: int) -> int:
   """n in whole lanes."""
   return -(-n // 128) * 128
-
-
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-  """Static: factor and bound of the logits, whether kernels are interpreted."""
-
-  scale: float
-  clip: float | None
-  interpret: bool
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(plan: _Plan, q, k, v, bias, keep, index: EdgeIndex):
-  """(out [N, H, F], lse [N, H]), float32."""
-  return _forward(plan, q, k, v, bias, keep, index)
-
-
-def _attend_fwd(plan, q, k, v, bias, keep, index):
-  out, lse = _forward(plan, q, k, v, bias, keep, index)
-  return (out, lse), (q, k, v, bias, keep, index, out, lse)
-
-
-def _attend_bwd(plan, saved, cotangents):
-  q, k, v, bias, keep, index, out, lse = saved
-  d_out, d_lse = cotangents
-  delta = delta_of(d_out, out, jnp.where(lse > -jnp.inf, d_lse, 0.0))
-  arrays = (q, k, v, bias, keep, d_out, tiles.finite_or_zero(lse), delta)
-  dq, d_bias = _by_receiver(plan, *arrays, index)
-  dk, dv = _by_sender(plan, *arrays, index)
-  return dq, dk, dv, d_bias, None, None
-
-
-_attend.defvjp(_attend_fwd, _attend_bwd)
 
 
 # Inside a grid step. "Expanded" matrices have a row per (row of the step, head), R H in all.
@@ -245,14 +212,14 @@ def _walk(shape: _Shape, starts, ids, stream, scalars, buffers, state, step):
   return jax.lax.fori_loop(tile, stop, body, state)
 
 
-def _logits(plan: _Plan, raw: Array, named, owned: Array) -> Array:
+def _logits(plan: Plan, raw: Array, named, owned: Array) -> Array:
   logits = clipped(raw, plan.clip)
   if "bias" in named:
     logits = logits + named["bias"]
   return jnp.where(owned, logits, -jnp.inf)
 
 
-def _forward_kernel(starts, q, ids, stream, *refs, plan: _Plan, shape: _Shape):
+def _forward_kernel(starts, q, ids, stream, *refs, plan: Plan, shape: _Shape):
   count = len(shape.parts)
   scalars, (out, lse_out), buffers = refs[:count], refs[count : count + 2], refs[count + 2 :]
   heads = shape.heads
@@ -273,7 +240,7 @@ def _forward_kernel(starts, q, ids, stream, *refs, plan: _Plan, shape: _Shape):
   lse_out[...] = _contract(lse, heads, 1)
 
 
-def _backward_kernel(starts, *refs, plan: _Plan, shape: _Shape, by_sender: bool):
+def _backward_kernel(starts, *refs, plan: Plan, shape: _Shape, by_sender: bool):
   """By receiver: (dq[, d_bias]); by sender: (dk, dv)."""
   heads, count = shape.heads, len(shape.parts)
   given, refs = refs[: 2 if by_sender else 4], refs[2 if by_sender else 4 :]
@@ -347,7 +314,7 @@ def _tiled(x: Array) -> Array:
   return jnp.swapaxes(jnp.reshape(x, (-1, EDGES, x.shape[1])), 1, 2)
 
 
-def _call(plan: _Plan, shape: _Shape, kernel, indptr, resident, ids, stream, scalars, outs):
+def _call(plan: Plan, shape: _Shape, kernel, indptr, resident, ids, stream, scalars, outs):
   """Runs a kernel over all rows.
 
   Args:
@@ -408,7 +375,7 @@ def _given(**arrays) -> dict[str, Array]:
   return {name: x for name, x in arrays.items() if x is not None}
 
 
-def _forward(plan: _Plan, q, k, v, bias, keep, index: EdgeIndex):
+def _forward(plan: Plan, q, k, v, bias, keep, index: EdgeIndex):
   num, heads, width = q.shape
   value_width = v.shape[2]
   scalars = _given(bias=bias, keep=keep)
@@ -422,13 +389,13 @@ def _forward(plan: _Plan, q, k, v, bias, keep, index: EdgeIndex):
   return _heads_of(out, num, heads, value_width), lse
 
 
-def _by_receiver(plan: _Plan, q, k, v, bias, keep, d_out, lse, delta, index: EdgeIndex):
+def _by_receiver(plan: Plan, q, k, v, bias, keep, d_out, lse, delta, index: EdgeIndex):
   num, heads, width = q.shape
   scalars = _given(bias=bias, keep=keep)
   shape = _Shape(heads, width, v.shape[2], tuple(scalars))
   kernel = functools.partial(_backward_kernel, by_sender=False)
   outs = [shape.columns[0]] + ([] if bias is None else [None])
-  resident = [q, d_out, lse, delta]
+  resident = [q, d_out, tiles.finite_or_zero(lse), delta]
   found = _call(
     plan, shape, kernel, index.indptr, resident, index.senders, _beside(k, v), scalars, outs
   )
@@ -440,13 +407,13 @@ def _by_receiver(plan: _Plan, q, k, v, bias, keep, d_out, lse, delta, index: Edg
   return _heads_of(found[0], num, heads, width), d_bias
 
 
-def _by_sender(plan: _Plan, q, k, v, bias, keep, d_out, lse, delta, index: EdgeIndex):
+def _by_sender(plan: Plan, q, k, v, bias, keep, d_out, lse, delta, index: EdgeIndex):
   count, heads, width = k.shape
   order = index.sender_order
   receivers = index.receivers[order]
   scalars = _given(bias=bias, keep=keep)
   scalars = {name: x[order] for name, x in scalars.items()}
-  scalars |= dict(lse=lse[receivers], delta=delta[receivers])
+  scalars |= dict(lse=tiles.finite_or_zero(lse)[receivers], delta=delta[receivers])
   shape = _Shape(heads, width, v.shape[2], tuple(scalars))
   kernel = functools.partial(_backward_kernel, by_sender=True)
   dk, dv = _call(
@@ -463,6 +430,4 @@ def _by_sender(plan: _Plan, q, k, v, bias, keep, d_out, lse, delta, index: EdgeI
   return _heads_of(dk, count, heads, width), _heads_of(dv, count, heads, v.shape[2])
 
 
-_forward = seeds_as_heads(_forward)
-_by_receiver = seeds_as_heads(_by_receiver)
-_by_sender = seeds_as_heads(_by_sender)
+_attend = from_passes(_forward, _by_receiver, _by_sender)
