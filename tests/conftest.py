@@ -21,6 +21,21 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+  """`@pytest.mark.few(2)` or `few("id", ...)`: the other cases of the test are slow."""
+  seen = {}
+  for item in items:
+    if (few := item.get_closest_marker("few")) is None:
+      continue
+    test = (item.path, item.originalname)
+    seen[test] = seen.get(test, 0) + 1
+    ids = [which for which in few.args if isinstance(which, str)]
+    stays = item.callspec.id in ids if ids else seen[test] <= few.args[0]
+    if not stays:
+      item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def data_dir():
   """Folder of the external data sets, or a skip with the reason."""

@@ -48,6 +48,7 @@ def rows(folder):
   ]
 
 
+@pytest.mark.slow
 def test_loss_falls_below_pairs_of_bytes_and_a_stopped_run_goes_on(config, tmp_path):
   whole = run(build(config), config, tmp_path / "whole", bar=False)
   cost = json.loads((tmp_path / "whole" / "cost.json").read_text())

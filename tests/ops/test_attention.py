@@ -139,6 +139,9 @@ def case_of(name, **statistics):
   return case, [*example(num_queries, num_keys), *(numbers(*shape, seed=9) for shape in shapes)]
 
 
+@pytest.mark.few(
+  "one-whole", "plain-lanes", "causal-looped", "softcap-unrolled", "bias-unrolled", "prefix-dynamic"
+)
 @pytest.mark.parametrize(
   "name, how", [(name, how) for name, case in CASES.items() for how in case[2]]
 )
@@ -154,7 +157,6 @@ def test_bfloat16_and_auto():
   contract.agrees(case, None, arrays, dtype=jnp.bfloat16)
 
 
-@pytest.mark.smoke
 def test_finite_differences_transforms_and_shards(form):
   form("unrolled")
   case, arrays = case_of("softcap")
@@ -172,6 +174,7 @@ def flat_statistics(result):
 WANTED = dict(return_lse=True, return_column_mass=True, return_entropy=True, top_keys=3)
 
 
+@pytest.mark.few("padding-dynamic")
 @pytest.mark.parametrize(
   "name, how",
   [("softcap", "looped"), ("dropout", "unrolled"), ("padding", "dynamic"), ("window", "unrolled")],
@@ -209,6 +212,7 @@ def test_statistics_mean_what_they_say():
   assert attention(q, k, v).shape == (B, 9, H, E)
 
 
+@pytest.mark.few("whole", "dynamic")
 @pytest.mark.parametrize("how", ["whole", "unrolled", "looped", "dynamic"])
 def test_nothing_to_attend_gives_zeros_and_poison_stays_where_it_is(how, form):
   form(how)
@@ -245,6 +249,7 @@ def test_empty_axes():
   np.testing.assert_allclose(mean[0, 3, 0], v[0, :, 0].mean(0), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_bias_may_mask(form):
   form("unrolled")
   q, k, v = map(jnp.asarray, example(33, 40))
@@ -257,6 +262,7 @@ def test_a_bias_may_mask(form):
   assert all(np.isfinite(x).all() for x in pull(out))
 
 
+@pytest.mark.few("looped")
 @pytest.mark.parametrize("how", ["unrolled", "looped"])
 def test_hook_that_closes_over_arrays(how, form):
   form(how)
@@ -283,10 +289,8 @@ def _mesh():
   return Mesh(np.array(jax.devices()[:2]), ("x",))
 
 
-@pytest.mark.parametrize(
-  "spec",
-  [PartitionSpec("x"), pytest.param(PartitionSpec(None, None, "x"), marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", [PartitionSpec("x"), PartitionSpec(None, None, "x")])
 def test_shard_map_edge(spec, form):
   form("unrolled")
   sharding = NamedSharding(_mesh(), spec)
@@ -366,6 +370,7 @@ def test_block_sizes_and_forms_agree(name, block, how):
     np.testing.assert_allclose(case("xla", *arrays), want, atol=3e-6)
 
 
+@pytest.mark.slow
 def test_an_all_true_block_table_is_dense(form):
   form("unrolled")
   q, k, v = map(jnp.asarray, example(40, 48))

@@ -96,6 +96,7 @@ def test_agrees_with_float64(name, rows):
   contract.agrees(*swap(case_of(name, rows), "xla"))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["sinks", "ids"])
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 def test_every_form_agrees_with_float64(name, platform, monkeypatch):
@@ -106,6 +107,7 @@ def test_every_form_agrees_with_float64(name, platform, monkeypatch):
     contract.agrees(*swap(case_of(name, 65), "xla"))
 
 
+@pytest.mark.few(1)
 @pytest.mark.smoke
 @pytest.mark.parametrize("name", ["sinks", "ids"])
 def test_bfloat16(name):
@@ -117,11 +119,13 @@ def test_finite_differences_and_transforms():
   contract.transforms(*swap(case_of("sinks", 37), "xla"))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("axes", [(0, 0, 0, None), (1, 1, 1, 0)])
 def test_shards(axes):
   contract.shards(*swap(case_of("sinks", 37), "xla"), axes=axes)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("spec", [("x",), (None, "x")])
 def test_shard_map_edge(spec):
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("x",))
@@ -139,6 +143,7 @@ def test_shard_map_edge(spec):
   assert contract.distance(placed, want) < 1e-6
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("implementation", ["xla", "reference"])
 @pytest.mark.parametrize("by_ids", [False, True])
 def test_poison_behind_the_lengths_has_no_effect(implementation, by_ids):

@@ -42,7 +42,7 @@ def attention_case(index, **options):
 
 
 SIZES = [
-  (1, 1, 1),
+  pytest.param(1, 1, 1, marks=pytest.mark.slow),
   (3, 2, 0),
   (63, 65, 257),
   pytest.param(257, 63, 1025, marks=pytest.mark.slow),
@@ -60,6 +60,7 @@ def test_attention_agrees_with_float64(num, rows, edges):
   contract.agrees(attention_case(index, clip=1.0, scale=0.7), "xla", arrays)
 
 
+@pytest.mark.few("bfloat16")
 @pytest.mark.smoke
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_attention_dtypes(dtype):
@@ -106,6 +107,7 @@ def test_nothing_to_attend_gives_zeros_and_no_gradient():
   np.testing.assert_array_equal(dv[-1], 0)
 
 
+@pytest.mark.few("xla")
 @pytest.mark.parametrize("implementation", ["xla", "reference"])
 def test_poisoned_padding_has_no_effect(implementation):
   index, q, k, v, bias = example()
@@ -217,6 +219,7 @@ def two_devices(*spec):
   return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
 
 
+@pytest.mark.few("attention with bias")
 @pytest.mark.parametrize("op", ["attention", "attention with bias", "sum of heads", "flat sum"])
 def test_shard_map_edge(op):
   """Two devices give what one gives, forward and backward, and none gathers another's heads."""

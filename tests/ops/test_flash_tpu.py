@@ -82,6 +82,7 @@ def interpreted(request):
     yield
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
   "kind, queries, keys, softcap",
   [
@@ -99,11 +100,13 @@ def test_agrees_with_float64(kind, queries, keys, softcap):
   contract.agrees(function, NAME, example(queries, keys)[:3])
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_sinks(dtype):
   contract.agrees(functools.partial(case, kind="by_head"), NAME, example(63, 65), dtype=dtype)
 
 
+@pytest.mark.slow
 def test_transforms_and_two_devices():
   function = functools.partial(case, kind="causal")
   contract.transforms(function, NAME, example(37, 37)[:3])

@@ -80,6 +80,7 @@ def case_of(name, length, **options):
   return jax.jit(case, static_argnums=0), arrays
 
 
+@pytest.mark.few("constant-257", "by step-65")
 @pytest.mark.parametrize(
   "name, length",
   [
@@ -101,18 +102,21 @@ def swap(pair, implementation):
   return case, implementation, arrays
 
 
+@pytest.mark.few("by step")
 @pytest.mark.smoke
 @pytest.mark.parametrize("name", ["constant", "by step"])
 def test_bfloat16(name):
   contract.agrees(*swap(case_of(name, 65, chunk_size=16), "xla"), dtype=jnp.bfloat16)
 
 
+@pytest.mark.few("by step")
 @pytest.mark.parametrize("name", ["constant", "by step", "both ways"])
 def test_finite_differences(name):
   case, arrays = case_of(name, 37, chunk_size=8)
   contract.matches_finite_differences(case, "xla", arrays, step=3e-3)
 
 
+@pytest.mark.few("by step")
 @pytest.mark.parametrize("name", ["constant", "by step"])
 def test_transforms_and_shards(name):
   case, arrays = case_of(name, 37, chunk_size=8)
@@ -122,6 +126,7 @@ def test_transforms_and_shards(name):
   contract.shards(case, "xla", arrays, axes=(0, 0, 0, None, 0))  # batch
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("spec", [("x",), (None, None, "x")])
 def test_shard_map_edge(spec):
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("x",))
@@ -136,6 +141,7 @@ def test_shard_map_edge(spec):
   assert jax.jit(call)(*placed).sharding.is_equivalent_to(sharding, 4)
 
 
+@pytest.mark.few("by step-3")
 @pytest.mark.parametrize("group", [1, 3])
 @pytest.mark.parametrize("name", ["constant", "by step"])
 def test_groups_of_chunks(name, group, monkeypatch):
@@ -144,6 +150,7 @@ def test_groups_of_chunks(name, group, monkeypatch):
   contract.agrees(*swap(case_of(name, 65, chunk_size=7), "xla"))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("implementation", ["xla", "reference"])
 @pytest.mark.parametrize("causal", [True, False])
 def test_poisoned_padding_has_no_effect(implementation, causal):
@@ -203,6 +210,7 @@ def test_chunks_and_cuts_do_not_matter(chunk, cut, seed):
     assert max(map(contract.distance, a, want)) < 2e-5
 
 
+@pytest.mark.slow
 @settings(max_examples=4, deadline=None)
 @given(st.sampled_from([1, 13]), st.booleans())
 def test_a_reset_is_a_document_boundary(cut, causal):
@@ -218,6 +226,7 @@ def test_a_reset_is_a_document_boundary(cut, causal):
   assert all(np.isfinite(x).all() for x in pulled)
 
 
+@pytest.mark.few("True")
 @pytest.mark.parametrize("features", [False, True])
 def test_steps_equal_the_whole(features):
   q, k, v = map(jnp.asarray, example(11))
@@ -238,6 +247,7 @@ def test_steps_equal_the_whole(features):
   assert constant.out.shape == (B, H, E)
 
 
+@pytest.mark.few("True-0.001")
 @pytest.mark.parametrize("eps", [0.0, 1e-3])
 @pytest.mark.parametrize("causal", [True, False])
 def test_feature_maps_equal_the_sum_over_pairs(causal, eps):
@@ -277,6 +287,7 @@ def test_no_steps_and_named_decays():
   np.testing.assert_allclose(linear.lightning_decay(4, 1, 2), [0, -1, -2, -3])
 
 
+@pytest.mark.slow
 def test_tile_weights_are_products_of_decays():
   log = np.array([-0.5, -np.inf, -0.25, -80.0, -1.0], np.float32)
   weights = tiles.decay_weights(*tiles.decay_sums(jnp.asarray(log)[None]))
@@ -315,18 +326,20 @@ def interpreted():
     yield
 
 
+@pytest.mark.few("63")
 @pytest.mark.parametrize("length", [1, 63, 257])
 def test_tpu_kernels_agree_with_float64(length, interpreted):
   contract.agrees(*swap(case_of("constant", length, chunk_size=64), "mosaic_tpu"))
 
 
-@pytest.mark.smoke
+@pytest.mark.slow
 def test_tpu_kernels_in_bfloat16_and_without_decay(interpreted):
   options = dict(chunk_size=16)
   contract.agrees(*swap(case_of("constant", 65, **options), "mosaic_tpu"), dtype=jnp.bfloat16)
   contract.agrees(*swap(case_of("none", 65, **options), "mosaic_tpu"))
 
 
+@pytest.mark.slow
 def test_tpu_kernels_where_heads_stay_in_the_middle(interpreted):
   """Widths of whole lanes are read in place, others heads first; here one of each."""
   q, k, v = numbers(1, 40, 2, 128), numbers(1, 40, 2, 128, seed=1), numbers(1, 40, 2, 8)
@@ -341,6 +354,7 @@ def test_tpu_kernels_where_heads_stay_in_the_middle(interpreted):
   contract.agrees(jax.jit(case, static_argnums=0), "mosaic_tpu", [q, k, k])
 
 
+@pytest.mark.slow
 def test_tpu_kernels_finite_differences_transforms_and_shards(interpreted):
   case, arrays = case_of("constant", 37, chunk_size=16)
   contract.matches_finite_differences(case, "mosaic_tpu", arrays, step=3e-3)
@@ -384,6 +398,7 @@ def gpu_interpreted(interpreted):
     pytest.skip(f"jax {jax.__version__} has no interpreter for Mosaic GPU kernels")
 
 
+@pytest.mark.few("63")
 @pytest.mark.smoke
 @pytest.mark.parametrize("length", [1, 63, 257])
 def test_gpu_kernels_agree_with_float64(length, gpu_interpreted):

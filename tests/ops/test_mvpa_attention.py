@@ -61,6 +61,7 @@ def by_loops(q, k, v, k_time, k_chan, u, w, z, *, window, last_full=True, mask=N
   return out
 
 
+@pytest.mark.few("xla")
 @pytest.mark.smoke
 @pytest.mark.parametrize("implementation", ["reference", "xla", "attention"])
 def test_it_is_the_definition(implementation):
@@ -102,6 +103,7 @@ def test_two_calls_of_attention_agree_with_float64():
   contract.agrees(case(window=1, causal=False), "attention", arrays(length=4))
 
 
+@pytest.mark.slow
 def test_what_is_computed_again_is_the_same(monkeypatch):
   monkeypatch.setattr(xla, "_SAVED_BYTES", 0)
   run = lambda: contract.value_and_grads(lambda *a: case(window=1)("xla", *a), *floats(length=4))
@@ -119,6 +121,7 @@ def test_a_window_as_long_as_the_recording_is_dense(implementation):
   assert np.abs(mvpa(*x, window=1, implementation=implementation) - dense).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_one_channel_has_no_channel_term():
   q, k, v, k_time, k_chan, u, w, z = floats(channels=1)
   got = mvpa(q, k, v, k_time, k_chan, u, w, z, window=2)
@@ -168,6 +171,7 @@ def test_dropout_is_the_same_whoever_computes_it():
   assert np.abs(mean - mvpa(*x, window=1)).mean() < 0.05
 
 
+@pytest.mark.slow
 def test_the_content_of_what_is_far_is_never_scored():
   """No product of all queries with all keys, and no array of that size, beyond the values'."""
   x = floats(batch=1, length=16, channels=8)

@@ -98,6 +98,7 @@ def swap(pair, implementation):
   return case, implementation, arrays
 
 
+@pytest.mark.few("device-65", "selected-65", "documents-63", "window-257")
 @pytest.mark.parametrize(
   "name, length",
   [
@@ -114,11 +115,13 @@ def test_agrees_with_float64(name, length):
   contract.agrees(*swap(case_of(name, length), "xla"))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name, size", [("device", (1, 8)), ("selected", (64, 64))])
 def test_other_block_sizes(name, size):
   contract.agrees(*swap(case_of(name, 33, size), "xla"))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name, parts", [("device", 2), ("by head", 1)])
 def test_several_turns_over_rows_in_order_of_length(name, parts, monkeypatch):
   monkeypatch.setattr(sparse.xla, "_TILE_BYTES", dict(cpu=1))
@@ -140,11 +143,13 @@ def test_transforms():
   contract.transforms(*swap(case_of("device", 37), "xla"))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name, axis", [("device", 0), ("by head", 2)])
 def test_shards(name, axis):
   contract.shards(*swap(case_of(name, 37), "xla"), axes=(axis,) * 3)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("lists, spec", [(1, ("x",)), (K, ("x",)), (H, (None, None, "x"))])
 def test_shard_map_edge(lists, spec):
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("x",))
@@ -168,6 +173,7 @@ def test_shard_map_edge(lists, spec):
   assert contract.distance(placed, want) < 1e-6
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("implementation", ["xla", "reference"])
 @pytest.mark.parametrize("static", [True, False])
 def test_poisoned_padding_has_no_effect(implementation, static):
@@ -269,6 +275,7 @@ def test_order_and_repetition_of_entries_change_nothing(seed):
   np.testing.assert_allclose(COMPILED(q, k, v, shuffled, block_size=SIZE), want, atol=1e-6)
 
 
+@pytest.mark.slow
 @settings(max_examples=3, deadline=None)
 @given(st.integers(0, 1000), st.booleans())
 def test_lists_and_dense_tables_are_the_same_thing(seed, static):

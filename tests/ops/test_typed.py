@@ -25,6 +25,7 @@ def case_of(offsets):
   return case
 
 
+@pytest.mark.few("dynamic")
 @pytest.mark.smoke
 @pytest.mark.parametrize(
   "offsets", [OFFSETS, np.array(OFFSETS, np.int32)], ids=["static", "dynamic"]
@@ -38,6 +39,7 @@ def test_contract(offsets):
   contract.shards(case, "xla", arrays(256 + 2), axes=(None, None, None))
 
 
+@pytest.mark.few("63")
 @pytest.mark.parametrize("rows", [1, 63, 65, 128, 257])
 def test_odd_sizes_with_offsets_on_the_device(rows):
   """The types' ends fall inside tiles, on their edges, and past the last."""
@@ -82,6 +84,7 @@ def test_refusals_name_the_shapes():
     typed_linear(x, w, offsets=OFFSETS, implementation="mosaic_gpu")
 
 
+@pytest.mark.few("False")
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_shard_map_edge(dynamic):
   """Columns out over two devices: what one gives, and no gathering."""
