@@ -4,7 +4,8 @@ Plan: a sampler walks edges backwards, from receiver to sender, so it reads the 
 `senders` that every `EdgeSet` has. Which nodes of a type are known already stands in one persistent
 int32 table per type (-1 for all nodes between calls); a call writes and erases only the entries
 that it touches. So a batch costs what it looks at, whatever the size of the graph; no Python loop
-runs over nodes or edges, only over relations, node types and hops.
+runs over nodes or edges, only over relations, node types and hops. What is read once is kept: with
+a bound on the neighbours, the edges that gave budgets are those that the subgraph is cut from.
 
 A graph's relations are directed and messages flow from sender to receiver: only what can send to a
 sampled node is ever sampled. Add reverses first (`HeteroGraph.with_reverses`) to walk both ways.
@@ -17,13 +18,16 @@ import threading
 import numpy as np
 
 from h2g.errors import InputError
+from h2g.graph import rows as csr
+from h2g.graph.budgets import Budget
 from h2g.graph.graph import EdgeSet
 from h2g.graph.graph import EdgeType
 from h2g.graph.graph import HeteroGraph
 from h2g.graph.graph import NodeSet
 from h2g.graph.mapped import Maps
 
-UNSEEN = -1  # in a lookup table; k >= 0 is "sampled, local row k", -2 - k is "candidate number k"
+UNSEEN = -1  # in a lookup table; k >= 0: sampled, local row k
+TOGETHER = 1 << 21  # edges up to which several relations are read at once
 
 
 class Sampler:
@@ -72,7 +76,7 @@ class Sampler:
     fields = [array for fields in self._node_fields.values() for array in fields.values()]
     edges = [array for arrays in self._edges.values() for array in arrays]
     self._maps = Maps([*fields, *edges, *self._edge_features.values()])
-    self._local = threading.local()
+    self._local = threading.local()  # tables and budgets of each thread
 
   def __reduce__(self):
     return Sampler, (self.graph,)
@@ -93,16 +97,15 @@ class Sampler:
     probability proportional to the squared budget; all types of an iteration are drawn before any
     budget changes. The subgraph keeps all edges among sampled nodes.
 
-    Draws are exact: with independent exponentials e_i, the n smallest e_i / budget_i^2 are
-    distributed as n successive draws without replacement.
+    Draws are exact, not approximations that miss nodes with small budgets (`h2g.graph.budgets`).
 
     Args:
       seeds: [S] distinct rows of the target type.
       fanouts: nodes per iteration, for every type alike or {type: ...}; one not named gets none.
       rng: NumPy generator; the only source of randomness, advanced by the call.
       max_neighbors: where a node has more edges in a relation, a uniform choice of so many stands
-        for them, in the budgets (each 1/max_neighbors) and in the subgraph. The code of PyG fixes
-        50; the default takes all, as the paper writes.
+        for them, made once: in the budgets (each 1/max_neighbors) and in the subgraph. The code of
+        PyG fixes 50 and chooses anew for the subgraph; the default takes all, as the paper writes.
     Returns:
       HeteroGraph, host arrays, `incoming` None. Rows of the target type begin with the seeds in the
       order given; `ids` are the parent's; features, labels and splits are gathered.
@@ -115,21 +118,30 @@ class Sampler:
     draws = per_key("node type", fanouts, schema.node_types, least=0)
     if max_neighbors is not None and max_neighbors < 1:
       raise InputError(f"max_neighbors is {max_neighbors}: give 1 or more, or None for all")
-    with _Tables(self) as tables:
+    with self._tables() as tables:
       fresh = {schema.target: tables.add(schema.target, seeds)}
-      budgets = {name: _Budget() for name in schema.node_types}
+      kept = {name: [] for name in schema.edge_types}  # edges into the sample, if they are bounded
+      budgets = tables.budgets()
       for step in range(max(map(len, draws.values()), default=0)):
-        for name in schema.edge_types:
-          if len(fresh.get(name[2], ())):
-            budget = budgets[name[0]]
-            self._lean(name, fresh[name[2]], tables.lookup[name[0]], budget, max_neighbors, rng)
-            self._maps.trim()
+        for name, row, position, share in self._read(fresh, tables, max_neighbors, rng):
+          senders = self._edges[name][1][position]
+          budgets[name[0]].add(senders, share)
+          if max_neighbors is not None:
+            kept[name].append((row, position, senders))
+          self._maps.trim()
         fresh = {}
         for name in schema.node_types:
-          drawn = budgets[name].draw(draws[name][step], rng)
+          drawn = budgets[name].draw(draws[name][step], tables.rows(name), rng)
           fresh[name] = tables.add(name, drawn)
-        tables.candidates = {name: budget.ids for name, budget in budgets.items()}
-      return self._induced(tables, max_neighbors, rng)
+      if max_neighbors is None:
+        return self._induced(tables)
+      for name, row, position, _ in self._read(fresh, tables, max_neighbors, rng):
+        kept[name].append((row, position, self._edges[name][1][position]))
+      # Iterations append receivers in the order of their local rows: these are in receiver order.
+      joined = {name: _joined(parts, 3) for name, parts in kept.items()}
+      return self._subgraph(
+        tables, {name: _inside(tables.lookup[name[0]], *parts) for name, parts in joined.items()}
+      )
 
   def neighbor(
     self,
@@ -159,9 +171,9 @@ class Sampler:
     schema = self.graph.schema
     seeds = self._checked_seeds(seeds)
     takes = per_key("edge type", fanouts, schema.edge_types, least=-1)
-    with _Tables(self) as tables:
+    with self._tables() as tables:
       fresh = {schema.target: tables.add(schema.target, seeds)}
-      kept = {name: ([], []) for name in schema.edge_types}
+      kept = {name: [] for name in schema.edge_types}
       for hop in range(max(map(len, takes.values()), default=0)):
         starts = {name: tables.count(name) for name in schema.node_types}
         begin = {name: starts[name] - len(fresh.get(name, ())) for name in schema.node_types}
@@ -170,60 +182,77 @@ class Sampler:
           if not len(fresh.get(target, ())):
             continue
           indptr, senders, *_ = self._edges[name]
-          row, position = _rows_of(indptr, fresh[target], takes[name][hop], rng)
-          kept[name][0].append(row + begin[target])
-          kept[name][1].append(position)
+          most = None if takes[name][hop] < 0 else takes[name][hop]
+          row, position = csr.entries(*csr.bounds(indptr, fresh[target]), most, rng)
           found = senders[position]
+          kept[name].append((row + begin[target], position, found))
           table = tables.lookup[source]
-          tables.add(source, _distinct(found[table[found] == UNSEEN], table))
-        fresh = {name: tables.since(name, starts[name]) for name in schema.node_types}
+          tables.add(source, csr.distinct(found[table[found] == UNSEEN], table))
+        fresh = {name: tables.rows(name)[starts[name] :] for name in schema.node_types}
       if induced:
-        return self._induced(tables, None, rng)
-      # Hops append receivers in the order of their local rows, so these are in receiver order.
-      empty = np.zeros(0, np.int64)
-      found = {
-        name: tuple(np.concatenate([empty, *part]) for part in parts)
-        for name, parts in kept.items()
-      }
-      return self._subgraph(tables, found)
+        return self._induced(tables)
+      # Hops append receivers in the order of their local rows: these are in receiver order.
+      joined = {name: _joined(parts, 3) for name, parts in kept.items()}
+      return self._subgraph(
+        tables,
+        {
+          name: (row, position, tables.lookup[name[0]][senders])
+          for name, (row, position, senders) in joined.items()
+        },
+      )
 
-  def _lean(self, name, fresh, table, budget, most, rng):
-    """Adds what the newly sampled receivers of one relation lean on to their senders' budget."""
-    indptr, senders, *_ = self._edges[name]
-    row, position = _rows_of(indptr, fresh, -1 if most is None else most, rng)
-    degree = np.bincount(row, minlength=len(fresh))
-    share = (1.0 / np.maximum(degree, 1))[row]
-    found = senders[position]
-    code = table[found]
-    outside = code < 0
-    found, share, code = found[outside], share[outside], code[outside]
-    new = _distinct(found[code == UNSEEN], table)
-    table[new] = -2 - np.arange(budget.count, budget.count + len(new))
-    budget.add(new, -2 - table[found], share)
+  def _read(self, fresh, tables, most, rng):
+    """Yields (edge type, local row, position, share) of the edges into what was sampled last.
 
-  def _induced(self, tables, most, rng) -> HeteroGraph:
+    Rows and positions ascend; share is 1 / (edges that are read of the row). Many short relations
+    are read as one list of rows, in as many calls of NumPy as one of them.
+    """
+    names = [name for name in self._edges if len(fresh.get(name[2], ()))]
+    starts, counts = {}, {}
+    for name in names:
+      starts[name], counts[name] = csr.bounds(self._edges[name][0], fresh[name[2]])
+    read = {
+      name: int((counts[name] if most is None else np.minimum(counts[name], most)).sum())
+      for name in names
+    }
+    while names:
+      group = names[: max(1, int(np.searchsorted(np.cumsum([read[n] for n in names]), TOGETHER)))]
+      names = names[len(group) :]
+      count = np.concatenate([counts[name] for name in group])
+      start = np.concatenate([starts[name] for name in group])
+      row, position = csr.entries(start, count, most, rng)
+      share = (1.0 / np.maximum(count if most is None else np.minimum(count, most), 1))[row]
+      first = begin = 0
+      for name in group:
+        end = begin + read[name]
+        local = row[begin:end] + (tables.count(name[2]) - len(fresh[name[2]]) - first)
+        yield name, local, position[begin:end], share[begin:end]
+        first, begin = first + len(counts[name]), end
+
+  def _induced(self, tables) -> HeteroGraph:
     """All edges among sampled nodes."""
     found = {}
     for name, (indptr, senders, sender_indptr, sender_order, receivers) in self._edges.items():
       source, _, target = name
-      heads, tails = tables.rows(target), tables.rows(source)
-      if most is None and 2 * _degrees(sender_indptr, tails).sum() < _degrees(indptr, heads).sum():
+      heads = csr.bounds(indptr, tables.rows(target))
+      tails = csr.bounds(sender_indptr, tables.rows(source))
+      if 2 * tails[1].sum() < heads[1].sum():
         # Fewer edges leave the sampled senders than enter the sampled receivers (hubs): look there.
-        _, position = _rows_of(sender_indptr, tails, -1, rng)
-        position = sender_order[position]
-        row = tables.lookup[target][receivers[position]]
-        row, position = row[row >= 0].astype(np.int64), position[row >= 0]
+        sender, position = csr.ranges(*tails)
+        position = sender_order[position].astype(np.int64)
+        row, position, sender = _inside(
+          tables.lookup[target], sender, position, receivers[position], swap=True
+        )
         order = np.argsort(row * len(senders) + position)
-        found[name] = row[order], position[order]
+        found[name] = row[order], position[order], sender[order]
       else:
-        row, position = _rows_of(indptr, heads, -1 if most is None else most, rng)
-        inside = tables.lookup[source][senders[position]] >= 0
-        found[name] = row[inside], position[inside]
+        row, position = csr.ranges(*heads)
+        found[name] = _inside(tables.lookup[source], row, position, senders[position])
       self._maps.trim()  # a hub's edges lie all over the relation
     return self._subgraph(tables, found)
 
   def _subgraph(self, tables, found) -> HeteroGraph:
-    """Gathers: {edge type: (local receiver, ascending; position of the edge in the parent)}."""
+    """Gathers {edge type: (local receiver, ascending; position in the parent; local sender)}."""
     nodes, edges = {}, {}
     for name, fields in self._node_fields.items():
       rows = tables.rows(name)
@@ -232,22 +261,24 @@ class Sampler:
         for field, array in fields.items()
       }
       nodes[name] = NodeSet(mask=np.ones(len(rows), bool), **gathered)
-    for name, (row, position) in found.items():
+    for name, (receivers, position, senders) in found.items():
       source, _, target = name
-      senders = tables.lookup[source][self._edges[name][1][position]]
       features = self._edge_features[name]
       edges[name] = EdgeSet(
-        senders=senders,
-        receivers=row.astype(np.int32),
-        indptr=_indptr(row, tables.count(target)),
-        sender_indptr=_indptr(senders, tables.count(source)),
-        sender_order=_argsort(senders, tables.count(source)),
+        senders=senders.astype(np.int32),
+        receivers=receivers.astype(np.int32),
+        indptr=csr.indptr_of(receivers, tables.count(target)),
+        sender_indptr=csr.indptr_of(senders, tables.count(source)),
+        sender_order=csr.argsort(senders, tables.count(source)),
         features=None if features is None else features.take(position, axis=0),
       )
     rows = tables.rows(self.graph.schema.target)
     splits = {name: mask[rows] for name, mask in self._splits.items()}
     self._maps.trim()
     return HeteroGraph(nodes, edges, splits, None, self.graph.schema)
+
+  def _tables(self) -> "_Tables":
+    return _Tables(self.graph.num_nodes, self._local)
 
   def _checked_seeds(self, seeds) -> np.ndarray:
     target = self.graph.schema.target
@@ -287,142 +318,70 @@ def neighbor_sample(
 
 
 class _Tables:
-  """The lookup tables during one call, erased at its end, and the parent rows of the sample."""
+  """Which nodes are in the sample of one call.
 
-  def __init__(self, sampler: Sampler):
-    local = sampler._local
+  Its memory is the thread's: given back clean, or given up if the call fails half way.
+  """
+
+  def __init__(self, num_nodes: Mapping[str, int], local: threading.local):
+    self._local = local
     if not hasattr(local, "lookup"):
-      local.lookup = {
-        name: np.full(count, UNSEEN, np.int32) for name, count in sampler.graph.num_nodes.items()
-      }
-    self.lookup = local.lookup
-    self.parts = {name: [] for name in self.lookup}
-    self.counts = dict.fromkeys(self.lookup, 0)
-    self.candidates = {}
+      local.lookup = {name: np.full(count, UNSEEN, np.int32) for name, count in num_nodes.items()}
+    self._num_nodes = num_nodes
+    self._parts = {name: [] for name in num_nodes}
+    self._counts = dict.fromkeys(num_nodes, 0)
 
   def __enter__(self):
     return self
 
   def __exit__(self, kind, *_):
+    if kind is not None:
+      self._local.__dict__.clear()
+      return
     for name, table in self.lookup.items():
-      if kind is not None:  # interrupted half way: what was touched is unknown
-        table[:] = UNSEEN
       table[self.rows(name)] = UNSEEN
-      table[self.candidates.get(name, slice(0))] = UNSEEN
+    for budget in getattr(self._local, "budgets", {}).values():
+      budget.clear()
+
+  @property
+  def lookup(self) -> dict[str, np.ndarray]:
+    """{type: [N] local row of each node of the parent, or UNSEEN}."""
+    return self._local.lookup
+
+  def budgets(self) -> dict[str, Budget]:
+    """{type: an empty budget}."""
+    if not hasattr(self._local, "budgets"):
+      self._local.budgets = {name: Budget(count) for name, count in self._num_nodes.items()}
+    return self._local.budgets
 
   def add(self, name: str, rows: np.ndarray) -> np.ndarray:
-    self.lookup[name][rows] = np.arange(self.counts[name], self.counts[name] + len(rows))
-    self.parts[name].append(rows)
-    self.counts[name] += len(rows)
+    """Gives parent rows, each new, the next local rows; returns them."""
+    self.lookup[name][rows] = np.arange(self._counts[name], self._counts[name] + len(rows))
+    self._parts[name].append(rows)
+    self._counts[name] += len(rows)
     return rows
 
   def count(self, name: str) -> int:
-    return self.counts[name]
+    return self._counts[name]
 
   def rows(self, name: str) -> np.ndarray:
     """[n] parent rows of the sample, in local order."""
-    if len(self.parts[name]) != 1:
-      self.parts[name] = [np.concatenate([np.zeros(0, np.int64), *self.parts[name]])]
-    return self.parts[name][0]
-
-  def since(self, name: str, start: int) -> np.ndarray:
-    return self.rows(name)[start:]
+    if len(self._parts[name]) != 1:
+      self._parts[name] = [np.concatenate([np.zeros(0, np.int64), *self._parts[name]])]
+    return self._parts[name][0]
 
 
-class _Budget:
-  """Candidates of one node type: parent row and budget; a drawn one stays, with budget 0."""
-
-  def __init__(self):
-    self.ids, self.value = np.zeros(0, np.int64), np.zeros(0)
-
-  @property
-  def count(self) -> int:
-    return len(self.ids)
-
-  def add(self, new: np.ndarray, number: np.ndarray, share: np.ndarray):
-    """Appends the candidates `new`, then adds share[i] to candidate number[i]."""
-    self.ids = np.concatenate([self.ids, new])
-    value = np.bincount(number, share, minlength=self.count).astype(float)  # of nothing: integers
-    value[: len(self.value)] += self.value
-    self.value = value
-
-  def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
-    left = np.flatnonzero(self.value)
-    if len(left) > count:
-      late = rng.standard_exponential(len(left)) / np.square(self.value[left])
-      left = left[np.argpartition(late, count)[:count]] if count else left[:0]
-    self.value[left] = 0
-    return np.sort(self.ids[left])  # in the order of the parent: rows are read with better locality
+def _joined(parts, width: int) -> tuple[np.ndarray, ...]:
+  """Columns of a list of tuples, each one array."""
+  return tuple(map(np.concatenate, zip(*parts))) if parts else (np.zeros(0, np.int64),) * width
 
 
-def _degrees(indptr, rows) -> np.ndarray:
-  return indptr[rows + 1] - indptr[rows]
-
-
-def _rows_of(indptr, rows, most: int, rng) -> tuple[np.ndarray, np.ndarray]:
-  """(i, position) of the entries of CSR rows[i], i ascending; `most` at most, -1: all."""
-  counts = _degrees(indptr, rows).astype(np.int64)
-  if most < 0 or not (counts > most).any():
-    return _ranges(indptr[rows], counts)
-  row, offset = _choose(counts, most, rng)
-  return row, indptr[rows].astype(np.int64)[row] + offset
-
-
-def _ranges(starts, counts) -> tuple[np.ndarray, np.ndarray]:
-  """(i, starts[i] + j) for j < counts[i], i and j ascending."""
-  row = np.repeat(np.arange(len(counts)), counts)
-  ends = np.cumsum(counts)
-  position = np.arange(len(row)) + (starts - ends + counts)[row]
-  return row, position
-
-
-def _choose(counts, most: int, rng) -> tuple[np.ndarray, np.ndarray]:
-  """(i, offset): a uniform choice of min(most, counts[i]) of range(counts[i]), sorted."""
-  some = (counts > most) & (counts <= 4 * most)
-  many = counts > 4 * most
-  parts = []
-  whole = np.flatnonzero(counts <= most)
-  row, offset = _ranges(np.zeros(len(whole), np.int64), counts[whole])
-  parts.append((whole[row], offset))
-  rows = np.flatnonzero(some)
-  if len(rows):  # the `most` smallest of random keys
-    row, offset = _ranges(np.zeros(len(rows), np.int64), counts[rows])
-    order = np.lexsort((rng.random(len(row)), row))
-    first = (np.cumsum(counts[rows]) - counts[rows])[row]
-    chosen = order[np.arange(len(row)) - first < most]
-    parts.append((rows[row[chosen]], offset[chosen]))
-  rows = np.flatnonzero(many)
-  if len(rows) and most:  # the first `most` distinct of independent draws; few rounds, few repeat
-    width = int(counts[rows].max())
-    missing, chosen = np.full(len(rows), most), np.zeros(0, np.int64)
-    while missing.any():
-      row = np.repeat(np.arange(len(rows)), missing)
-      fresh = row * width + rng.integers(0, counts[rows][row])
-      chosen = np.unique(np.concatenate([chosen, fresh]))
-      missing = most - np.bincount(chosen // width, minlength=len(rows))
-    parts.append((rows[chosen // width], chosen % width))
-  row, offset = (np.concatenate(part) for part in zip(*parts))
-  order = np.argsort(row * (int(counts.max(initial=0)) + 1) + offset)
-  return row[order], offset[order]
-
-
-def _distinct(rows: np.ndarray, table: np.ndarray) -> np.ndarray:
-  """Each value once, in the order of one of its places. Leaves marks in `table`: overwrite them."""
-  marks = np.arange(len(rows), dtype=table.dtype)
-  table[rows] = marks
-  return rows[table[rows] == marks].astype(np.int64)
-
-
-def _indptr(ids: np.ndarray, num: int) -> np.ndarray:
-  indptr = np.zeros(num + 1, np.int32)
-  np.cumsum(np.bincount(ids, minlength=num), out=indptr[1:])
-  return indptr
-
-
-def _argsort(ids: np.ndarray, bound: int) -> np.ndarray:
-  if bound <= 1 << 16:  # NumPy sorts 16-bit integers by radix, several times faster
-    ids = ids.astype(np.uint16)
-  return np.argsort(ids, kind="stable").astype(np.int32)
+def _inside(table, row, position, others, *, swap: bool = False):
+  """Of edges (row, position) to `others`, those whose other end is in the sample, and its row."""
+  local = table[others]
+  keep = np.flatnonzero(local >= 0)
+  row, position, local = row[keep], position[keep], local[keep].astype(np.int64)
+  return (local, position, row) if swap else (row, position, local)
 
 
 def per_key(what: str, fanouts, keys, *, least: int) -> dict:

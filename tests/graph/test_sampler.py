@@ -13,7 +13,7 @@ import scipy.stats
 from h2g.errors import InputError
 from h2g.graph import HeteroGraph
 from h2g.graph.padding import pad
-from h2g.graph.sampler import _choose
+from h2g.graph.rows import choose
 from h2g.graph.sampler import hgt_sample
 from h2g.graph.sampler import neighbor_sample
 from h2g.graph.sampler import Sampler
@@ -208,7 +208,7 @@ def test_neighbours_all_of_them_are_the_whole_receptive_field():
 def test_a_choice_of_three_is_uniform(count):
   """Takes nearly all, some, or few of a row: three ways to choose, one distribution."""
   rng, rows = np.random.default_rng(count), 3000
-  row, offset = _choose(np.full(rows, count), 3, rng)
+  row, offset = choose(np.full(rows, count), 3, rng)
   assert (np.bincount(row) == 3).all()
   assert (np.diff(row * count + offset) > 0).all()  # sorted, none twice
   assert scipy.stats.chisquare(np.bincount(offset, minlength=count)).pvalue > 1e-3
