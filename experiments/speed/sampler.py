@@ -2,10 +2,11 @@
 
   python experiments/speed/sampler.py --json rows.json
 
-PyG's HGTLoader and NeighborLoader need torch-sparse or pyg-lib, compiled code that PyPI does not
-have for this torch. Where they are not installed, the peer for HGT sampling is PyG's algorithm
-written again in NumPy and Python dictionaries, node by node as theirs is ("HGT sampling, per node
-in Python"): interpreted, so it says little about their C++ and is no substitute for it.
+PyG's HGTLoader needs torch-sparse, its NeighborLoader that or pyg-lib: compiled code that PyPI does
+not have for this torch. README.md says how to compile what the loaders need in a few minutes. Where
+they cannot be imported, the peer for HGT sampling is PyG's algorithm written again in NumPy and
+Python dictionaries, node by node as theirs is ("HGT sampling, per node in Python"): interpreted, so
+it says little about their C++.
 
 Ours must be right first: the fan-outs are met and every kept edge joins sampled nodes of the parent
 (the distribution itself is tested in tests/graph/test_sampler.py).
@@ -41,6 +42,7 @@ def pyg_loader(graph: HeteroGraph, kind: str):
     return reason
   import torch
   from torch_geometric import typing
+  from torch_geometric.data import HeteroData
   from torch_geometric.loader import HGTLoader
   from torch_geometric.loader import NeighborLoader
 
@@ -49,10 +51,14 @@ def pyg_loader(graph: HeteroGraph, kind: str):
   )
   if not has:
     return "neither torch-sparse nor pyg-lib is installed"
-  from h2g.graph import to_pyg
 
   torch.set_num_threads(1)
-  data = to_pyg(graph)
+  data = HeteroData()
+  for name, nodes in graph.nodes.items():
+    data[name].x = torch.from_numpy(np.asarray(nodes.features))
+  for name, edges in graph.edges.items():
+    ends = np.stack([edges.senders, edges.receivers]).astype(np.int64)
+    data[name].edge_index = torch.from_numpy(ends)
   options = dict(
     input_nodes=("paper", torch.from_numpy(np.flatnonzero(graph.splits["train"]))),
     batch_size=BATCH,
