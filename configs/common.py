@@ -38,6 +38,12 @@ def require(option: str, value: str, known) -> None:
     raise ValueError(f"{option}={value} is unknown: choose from {', '.join(filter(None, known))}")
 
 
+def transformer(**train) -> ConfigDict:
+  """`trainer` with what the published vision transformers share: AdamW, weight decay, bfloat16."""
+  shared = {"weight_decay": 0.05, "optimizer": "adamw", "compute_dtype": "bfloat16"}
+  return trainer(log_every=50, **shared, **train)
+
+
 def trainer(**train) -> ConfigDict:
   """Seeds, mesh and the `train` settings given; the trainer documents and defaults the others."""
   return ConfigDict(

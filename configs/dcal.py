@@ -86,14 +86,7 @@ def tiny():
 def full(size):
   """AdamW, weight decay 0.05, rate 5e-4 / 512 * batch, cosine, 100 epochs of batches of 16."""
   epoch = 5994 * 9 // 10 // 16
-  config = common.trainer(
-    steps=100 * epoch,
-    eval_every=10 * epoch,
-    log_every=50,
-    lr=5e-4 / 512 * 16,
-    weight_decay=0.05,
-    compute_dtype="bfloat16",
-  )
+  config = common.transformer(steps=100 * epoch, eval_every=10 * epoch, lr=5e-4 / 512 * 16)
   config.batch_size, config.eval_batch_size = 16, 32
   config.checkpoint = ""
   config.data = ConfigDict(

@@ -60,9 +60,7 @@ def get_config(variant="tiny"):
   name, options = common.parse_variant(variant, names=NAMES, options=OPTIONS)
   common.require("objective", options["objective"], ("mae", "cls"))
   make = {"tiny": _probe, "encoder": _encoder, "full": _full}[name]
-  config = make(options)
-  config.experiment = "efficient_probing"
-  return config
+  return make(options)
 
 
 def _encoder(options) -> ConfigDict:
@@ -70,11 +68,11 @@ def _encoder(options) -> ConfigDict:
   epochs, batch = (5 if classify else 21), 64
   config = _schedule(epochs, batch, 6000, optimizer="adamw", lr=1e-3, weight_decay=0.05)
   config.train.eval_every = config.train.steps // 8
-  config.stage, config.objective, config.batch_size = "encoder", options["objective"], batch
+  config.experiment = "experiments.efficient_probing.encoder"
+  config.objective, config.batch_size = options["objective"], batch
   config.data = ConfigDict(CANVASES)
   config.vit = ConfigDict(TINY)
   config.decoder = ConfigDict({} if classify else DECODER)
-  config.experiment = "efficient_probing"
   return config
 
 
@@ -82,7 +80,8 @@ def _probe(options) -> ConfigDict:
   inner, objective = _encoder(options), options.pop("objective")
   options["queries"] = options["queries"] or 8
   config = _schedule(30, 512, 6000, optimizer="lars", lr=2.0)
-  config.num_seeds, config.stage, config.batch_size = 3, "probe", 512
+  config.experiment = "efficient_probing"
+  config.num_seeds, config.batch_size = 3, 512
   variant = "encoder" if objective == "mae" else f"encoder,objective={objective}"
   workdir = f"runs/efficient_probing/{variant}"
   block = options.pop("block")
@@ -98,7 +97,7 @@ def _full(options) -> ConfigDict:
   options["queries"] = options["queries"] or 32
   config = _schedule(90, 4096, IMAGENET["train"], optimizer="lars", lr=0.1 * 4096 / 256)
   config.train.update(accumulate=8, compute_dtype="bfloat16", eval_every=IMAGENET["train"] // 4096)
-  config.stage, config.batch_size = "probe", 4096
+  config.experiment, config.batch_size = "efficient_probing", 4096
   block = options.pop("block")
   config.encoder = ConfigDict({"checkpoint": "mae_vit_base.safetensors", "block": block})
   config.encoder.vit = ConfigDict(BASE)

@@ -25,6 +25,7 @@ from configs import common
 
 NAMES = ("tiny", "eeg", "full")
 OPTIONS = {"model": "mvpa", "task": "predict", "start": "", "tune": "all", "anchor": ""}
+OWN = ("task", "start", "tune")  # options that the run which is gone on from does not have
 MODELS = {
   "mvpa": {},
   "no_channel": {"channel_term": False},
@@ -68,7 +69,10 @@ def get_config(variant="tiny"):
   )
   config.experiment = "mvpa"
   config.num_seeds = 1 if full else 3
-  config.task, config.start, config.tune = options["task"], options["start"], options["tune"]
+  config.task, config.tune = options["task"], options["tune"]
+  before = [part for part in variant.split(",") if part.partition("=")[0] not in OWN]
+  of_start = {"variant": ",".join(before), "workdir": options["start"]}
+  config.start = ConfigDict({} if predicts else of_start)
   config.variant = options["model"]
   config.negatives, config.temperature = 30, 0.1
   config.data = ConfigDict(

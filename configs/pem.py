@@ -97,16 +97,8 @@ def tiny():
 
 
 def full(ade20k: bool, data_dir: str):
-  config = common.trainer(
-    steps=160_000 if ade20k else 90_000,
-    eval_every=5000,
-    log_every=50,
-    lr=4e-4 if ade20k else 7e-4,
-    weight_decay=0.05,
-    optimizer="adamw",
-    clip_norm=0.01,
-    compute_dtype="bfloat16",
-  )
+  steps, lr = (160_000, 4e-4) if ade20k else (90_000, 7e-4)
+  config = common.transformer(steps=steps, eval_every=5000, lr=lr, clip_norm=0.01)
   config.num_points = 12_544
   config.inference = ConfigDict({"threshold": 0.8, "overlap": 0.8})
   config.data = ConfigDict(

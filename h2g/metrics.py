@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+Pair = tuple[np.ndarray, np.ndarray]
+
 
 def average_precision(scores: np.ndarray, relevant: np.ndarray) -> np.ndarray:
   """Mean over the relevant items of the precision at their rank.
@@ -100,6 +102,16 @@ def knn_accuracy(
       chosen = np.einsum("qk,qkc->qc", weights, votes[:, :k]).argmax(1)
       found[k, temperature] = float((chosen == test_labels).mean())
   return found
+
+
+def knn_chosen(train: Pair, val: Pair, test: Pair) -> float:
+  """Accuracy of `knn_accuracy` on the test part, k and temperature chosen on the validation part.
+
+  Args:
+    train, val, test: (x [N, E], labels [N]) each.
+  """
+  on_val, on_test = (knn_accuracy(*train, *part) for part in (val, test))
+  return on_test[max(on_val, key=on_val.get)]
 
 
 def map_similarity(weights: np.ndarray) -> float:

@@ -82,6 +82,7 @@ def test_a_claim_is_judged_over_its_runs(tmp_path):
 def test_nan_does_not_hold():
   assert not Finding.compare("accuracy", np.nan, 0.0).holds
   assert not Finding.at_most("time", np.nan, 1.0).holds and Finding.at_most("time", 1.0, 1.0).holds
+  assert not Finding.above("gap", np.nan, 0.1).holds and Finding.above("gap", 0.2, 0.1).holds
 
 
 def test_mistakes_on_the_command_line_are_one_line(capsys):

@@ -43,14 +43,10 @@ def embeddings(runs: Runs, variant: str, *, evaluate_as: str | None = None) -> l
 
   {"queries" or "gallery": {"spaces": [N, K, E], "labels": [N, K]}}
   """
-  experiment, params, rest = runs.restore(variant)
-  if evaluate_as is not None:
-    experiment = build(runs.config(evaluate_as))
-  seeds = len(jax.tree.leaves(params)[0])
-  batch = experiment.eval_batches(tuple(range(seeds)))
+  experiment = build(runs.config(evaluate_as or variant))
+  batch = experiment.eval_batches((0,))
   evaluate = jax.jit(lambda params, rest: experiment.evaluate(params, rest, batch)["test"])
-  of = lambda tree, seed: jax.tree.map(lambda leaf: leaf[seed], tree)
-  return [jax.device_get(evaluate(of(params, s), of(rest, s))) for s in range(seeds)]
+  return [jax.device_get(evaluate(*seed)) for seed in runs.seeds(variant)]
 
 
 def size(runs: Runs, variant: str) -> int:

@@ -18,26 +18,15 @@ from h2g.data.garments import ATTRIBUTES
 from h2g.data.garments import garments
 from h2g.data.photographs import normalise
 from h2g.metrics import retrieval_map
-from h2g.models.cca import Embedder
+from h2g.models.cca import Networks
+from h2g.models.cca import spaces_of
 from h2g.nn.losses import cosine_distance
 from h2g.nn.losses import mined_triplet_loss
 from h2g.nn.losses import triplet_loss
 from h2g.nn.patches import unit_range
-from h2g.nn.pure import pure
 from h2g.train import Batch
 from h2g.train import Experiment
-
-
-class Networks(NamedTuple):
-  """One network, or one per attribute (without `embed`), as functions of (params, rest, images).
-
-  init: key -> (params, rest). embed: (.., images [B, ...], conditions [B]) -> [B, E].
-  spaces: (.., images [B, ...]) -> [B, K, E], all attributes.
-  """
-
-  init: Any
-  embed: Any
-  spaces: Any
+from h2g.train import resident
 
 
 class Split(NamedTuple):
@@ -125,47 +114,12 @@ def _photographs(config):
   return train.names, lambda seeds: stream(seeds=seeds).map(lambda own: Batch((), own)), splits
 
 
-def resident(shared):
-  """Batches of arrays that stay on the device."""
-  return lambda seeds: Batch(shared=shared, own=np.zeros((len(seeds), 1), np.float32))
-
-
 def networks(config, num: int) -> Networks:
   """The configured network for `num` attributes, or one per attribute."""
-  settings = config.model.to_dict()
-  separate = settings["read_out"] == "separate"
-  if separate:
-    settings["read_out"] = "none"
-  model = pure(lambda rngs: Embedder(num, **settings, rngs=rngs))
   scale = normalise if "folder" in config.data else unit_range
-
-  def init(key):
-    params, rest = model.init(key)
-    if config.checkpoint:
-      params = params | {"vit": published(config.checkpoint, params["vit"], config.model)}
-    return params, rest
-
-  def embed(params, rest, images, conditions):
-    return model.bind(params, rest)(scale(images), conditions[:, None])[:, 0]
-
-  def spaces(params, rest, images, num=num):
-    every = jnp.broadcast_to(jnp.arange(num), (len(images), num))
-    return model.bind(params, rest)(scale(images), every)
-
-  if not separate:
-    return Networks(init, embed, spaces)
-
-  def each(params, rest, images):
-    one = lambda params, rest: spaces(params, rest, images, 1)[:, 0]
-    return jax.vmap(one, out_axes=1)(params, rest)
-
-  return Networks(lambda key: jax.vmap(init)(jax.random.split(key, num)), None, each)
-
-
-def published(path: str, params, config):
-  """The vision transformer of a timm checkpoint; its last block becomes the conditional one."""
-  side = config.image_size // config.patch
-  return timm_vit.load(path, params, grid=(side, side))
+  found = spaces_of(num, config.model.to_dict(), scale)
+  init = timm_vit.starting(found.init, config.checkpoint, config.model)
+  return found._replace(init=init)
 
 
 def cross_map(split, space: int, attribute: int) -> float:

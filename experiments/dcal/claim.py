@@ -7,6 +7,7 @@ import numpy as np
 
 from experiments.dcal.experiment import drawn
 from experiments.dcal.experiment import network
+from h2g.data.birds import mark_patches
 from h2g.data.birds import NUM_CLASSES
 from h2g.data.photographs import normalise
 from h2g.papers import Finding
@@ -22,33 +23,21 @@ def check(runs: Runs) -> list[Finding]:
   sa, pwca, glca, dcal = map(runs.mean, (SA, PWCA, GLCA, DCAL))
   noise = runs.mean(f"{PWCA},distractors=noise")
   runs.results(f"{SA},label_noise=0.1")  # for the table alone
+  gap = lambda of: runs.metrics(of)["train/accuracy"] - runs.metrics(of)["test/accuracy"]
   hit, chance = hit_rates(runs, DCAL)
   return [
     Finding.compare("accuracy of SA+PWCA - of SA", pwca - sa, at_least=0.015),
-    above("train-test gap of SA - of SA+PWCA", gap(runs, SA), gap(runs, PWCA)),
+    Finding.above("train-test gap of SA - of SA+PWCA", gap(SA), gap(PWCA)),
     Finding.compare(
       "accuracy of DCAL - of the better of its parts", dcal - max(pwca, glca), -0.005
     ),
     Finding.compare("accuracy of PWCA with images - with noise as keys", pwca - noise, 0.0),
-    above("share of marks that the rollout selects - that chance selects", hit, chance),
+    Finding.above("share of marks that the rollout selects - that chance selects", hit, chance),
   ]
-
-
-def above(name: str, one: float, other: float) -> Finding:
-  """`name`, the difference of two numbers, must be positive; NaN does not hold."""
-  return Finding(f"{name} > 0", bool(one > other), f"{one - other:.4g} ({one:.4g}, {other:.4g})")
-
-
-def gap(runs: Runs, variant: str) -> float:
-  """Mean over seeds of training minus test accuracy, both without PWCA."""
-  return float(
-    np.mean([m["train/accuracy"] - m["test/accuracy"] for m in runs.results(variant)["metrics"]])
-  )
 
 
 def hit_rates(runs: Runs, variant: str) -> tuple[float, float]:
   """(by the rollout, by chance): share of test images with a patch of the mark selected."""
-  _, params, rest = runs.restore(variant)
   config = runs.config(variant)
   model, test = network(config, NUM_CLASSES), drawn(config.data)["test"]
 
@@ -60,18 +49,9 @@ def hit_rates(runs: Runs, variant: str) -> tuple[float, float]:
 
   marked = mark_patches(test.marks, config.model.patch, config.model.image_size)  # [N, patches]
   hits, select = [], jax.jit(select)
-  for seed in range(len(jax.tree.leaves(params)[0])):
-    ids = np.asarray(select(*jax.tree.map(lambda leaf, s=seed: leaf[s], (params, rest))))
+  for params, rest in runs.seeds(variant):
+    ids = np.asarray(select(params, rest))
     hits.append(np.take_along_axis(marked, ids, axis=1).any(1).mean())
   patches, count = marked.shape[1], ids.shape[1]
   miss = [math.comb(patches - m, count) / math.comb(patches, count) for m in marked.sum(1)]
   return float(np.mean(hits)), float(1 - np.mean(miss))
-
-
-def mark_patches(marks: np.ndarray, patch: int, size: int) -> np.ndarray:
-  """[N, patches] bool: the patches in which some of a mark's four pixels lie."""
-  found = np.zeros((len(marks), (size // patch) ** 2), bool)
-  for corner in np.ndindex(2, 2):
-    row, column = ((marks + corner) // patch).T
-    found[np.arange(len(marks)), row * (size // patch) + column] = True
-  return found

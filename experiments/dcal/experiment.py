@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.dcal.model import DCALViT
 from h2g.convert import timm_vit
 from h2g.data import cub
 from h2g.data import image_folder
@@ -22,6 +21,7 @@ from h2g.data.birds import NUM_CLASSES
 from h2g.data.photographs import normalise
 from h2g.data.triplets import sample_identities
 from h2g.metrics import retrieval_map
+from h2g.models.dcal import DCALViT
 from h2g.nn.losses import hardest
 from h2g.nn.losses import triplet_loss
 from h2g.nn.pure import Pure
@@ -29,6 +29,7 @@ from h2g.nn.pure import pure
 from h2g.nn.pure import rest_of
 from h2g.train import Batch
 from h2g.train import Experiment
+from h2g.train import resident
 
 
 class Data(NamedTuple):
@@ -84,7 +85,7 @@ def build(config) -> Experiment:
     dataset=config.data.name,
     model="+".join(config.model.branches),
     metric="map" if retrieves else "accuracy",
-    init=start(model, config),
+    init=timm_vit.starting(model.init, config.checkpoint, config.model),
     loss=loss,
     train_batches=data.train,
     eval_batches=data.evals,
@@ -100,21 +101,6 @@ def network(config, num_classes: int) -> Pure:
   """The configured network."""
   settings = config.model.to_dict() | {"bnneck": config.task == "reid"}
   return pure(lambda rngs: DCALViT(num_classes, **settings, rngs=rngs))
-
-
-def start(model: Pure, config):
-  """`init`: random parameters; those of the transformer from `config.checkpoint`, where given."""
-  if not config.checkpoint:
-    return model.init
-  shapes = jax.eval_shape(model.init, jax.random.key(0))[0]["vit"]
-  grid = (config.model.image_size // config.model.patch,) * 2
-  vit = timm_vit.load(config.checkpoint, shapes, grid=grid)
-
-  def init(key: Array):
-    params, rest = model.init(key)
-    return params | {"vit": vit}, rest
-
-  return init
 
 
 def drawn(data) -> dict[str, Birds]:
@@ -141,7 +127,6 @@ def synthetic(config) -> Data:
       ids = jax.random.permutation(key, len(labels))[: config.batch_size]
     return images[ids], labels[ids]
 
-  resident = lambda shared: lambda seeds: Batch(shared, np.zeros((len(seeds), 1), np.float32))
   return Data(resident(train), resident(splits), draw, NUM_CLASSES)
 
 
@@ -160,18 +145,12 @@ def photographs(config) -> Data:
     )
     return stream.map(lambda images: Batch(None, images))
 
-  def evals(seeds):
-    own = np.zeros((len(seeds), 1), np.float32)
-    empty = lambda of: image_folder.Images(np.zeros_like(of.images), np.full_like(of.labels, -1))
-    batches = lambda part: image_folder.eval_batches(
-      part, size=size, batch_size=config.eval_batch_size, stretch=data.resize
-    )
-    for name, part in parts.items():
-      for images in batches(part):
-        yield Batch({other: images if other == name else empty(images) for other in parts}, own)
-
+  whole = dict(size=size, batch_size=config.eval_batch_size, stretch=data.resize)
+  evals = lambda seeds: (
+    lambda: (resident(batch)(seeds) for batch in image_folder.in_turn(parts, **whole))
+  )
   draw = lambda batch, key: (batch.own.images, batch.own.labels)
-  return Data(train_batches, lambda seeds: lambda: evals(seeds), draw, data.num_classes)
+  return Data(train_batches, evals, draw, data.num_classes)
 
 
 def accuracies(stats) -> dict[str, float]:

@@ -1,8 +1,6 @@
 """A few queries over the patches beat a linear probe, and match multi-head pooling for less."""
 
 import functools
-import statistics
-import time
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +8,7 @@ import numpy as np
 
 from experiments.efficient_probing import encoder
 from experiments.efficient_probing.experiment import probe
-from h2g.metrics import knn_accuracy
+from h2g.metrics import knn_chosen
 from h2g.metrics import map_entropy
 from h2g.metrics import map_similarity
 from h2g.nn.pooling import EfficientProbing
@@ -18,6 +16,7 @@ from h2g.nn.pooling import mhca_to_mqca
 from h2g.nn.pooling import MultiHeadPool
 from h2g.nn.pure import pure
 from h2g.papers import Finding
+from h2g.papers import in_turns
 from h2g.papers import Runs
 
 OURS, PEER = "tiny", "tiny,pool=mhca"  # eight queries, eight heads
@@ -64,13 +63,7 @@ def time_ratio(runs: Runs, rounds: int = 15) -> float:
     params, rest = model.init(jax.random.key(0))
     score = lambda p, x, model=model, rest=rest: (model.bind(p, rest)(x).out ** 2).sum()
     calls.append(functools.partial(jax.jit(jax.grad(score, (0, 1))), params, x))
-  taken = [[], []]
-  for _ in range(rounds + 2):
-    for call, times in zip(calls, taken):
-      start = time.perf_counter()
-      jax.block_until_ready(call())
-      times.append(time.perf_counter() - start)
-  ours, peer = (statistics.median(times[2:]) for times in taken)
+  ours, peer = in_turns(calls, rounds)
   return ours / peer
 
 
@@ -90,18 +83,15 @@ def gap(dim: int = 96, heads: int = 8) -> float:
 def maps(runs: Runs, variant: str) -> list[np.ndarray]:
   """[images, queries, patches] of the test part, by each seed's trained probe."""
   config = runs.config(variant)
-  _, params, rest = runs.restore(variant)
   tokens = encoder.precomputed(config.encoder, config.data)["test"][0]
   model = probe(config.probe, tokens.shape[-1])
   run = jax.jit(lambda params, rest: model.bind(params, rest).pooled(jnp.asarray(tokens)).weights)
-  of = lambda tree, seed: jax.tree.map(lambda leaf: leaf[seed], tree)
-  return [np.asarray(run(of(params, s), of(rest, s))) for s in range(config.num_seeds)]
+  return [np.asarray(run(*seed)) for seed in runs.seeds(variant)]
 
 
 def looks(runs: Runs, variant: str) -> tuple[float, float]:
   """(similarity, entropy) of a variant's maps: how complementary, how sharp; means over seeds."""
-  found = [(map_similarity(w), map_entropy(w)) for w in maps(runs, variant)]
-  return tuple(np.mean(found, axis=0))
+  return tuple(np.mean([(map_similarity(w), map_entropy(w)) for w in maps(runs, variant)], axis=0))
 
 
 def neighbours(runs: Runs, variant: str = OURS, *, token: str = "mean") -> float:
@@ -109,9 +99,5 @@ def neighbours(runs: Runs, variant: str = OURS, *, token: str = "mean") -> float
   config = runs.config(variant)
   parts = encoder.precomputed(config.encoder, config.data)
   pick = (lambda x: x[:, 0]) if token == "class" else (lambda x: x[:, 1:].mean(1))
-  x = {name: pick(tokens) for name, (tokens, _) in parts.items()}
-  scores = {
-    name: knn_accuracy(x["train"], parts["train"][1], x[name], parts[name][1])
-    for name in ("val", "test")
-  }
-  return scores["test"][max(scores["val"], key=scores["val"].get)]
+  of = lambda name: (pick(parts[name][0]), parts[name][1])
+  return knn_chosen(of("train"), of("val"), of("test"))

@@ -5,7 +5,6 @@ import json
 from typing import Any
 from typing import NamedTuple
 
-from flax import nnx
 import jax
 from jax import Array
 import jax.numpy as jnp
@@ -18,10 +17,12 @@ from h2g.convert import timm_vit
 from h2g.data import canvases
 from h2g.models.mae import MaskedAutoencoder
 from h2g.models.vit import ViT
+from h2g.models.vit import ViTClassifier
 from h2g.nn.patches import unit_range
 from h2g.nn.pure import pure
 from h2g.train import Batch
 from h2g.train import Experiment
+from h2g.train import resident
 
 
 class Frozen(NamedTuple):
@@ -32,22 +33,11 @@ class Frozen(NamedTuple):
   rest: Any
 
 
-class Classifier(nnx.Module):
-  """A vision transformer that classifies by its class token: the encoder of the control."""
-
-  def __init__(self, num_classes: int, *, rngs: nnx.Rngs, **vit):
-    self.vit = ViT(**vit, rngs=rngs)
-    self.head = nnx.Linear(self.vit.to_tokens.out_features, num_classes, rngs=rngs)
-
-  def __call__(self, images: Array) -> Array:
-    return self.head(self.vit(images)[:, 0])
-
-
 def build(config) -> Experiment:
   """Trains an encoder: `config.objective` "mae" or "cls"."""
   masked = config.objective == "mae"
   parts = canvases.splits(**config.data)
-  make = functools.partial(MaskedAutoencoder, **config.decoder) if masked else Classifier
+  make = functools.partial(MaskedAutoencoder, **config.decoder) if masked else ViTClassifier
   if not masked:
     make = functools.partial(make, int(parts["train"].labels.max()) + 1)
   model = pure(lambda rngs: make(**config.vit, rngs=rngs))
@@ -91,11 +81,6 @@ def build(config) -> Experiment:
   )
 
 
-def resident(shared):
-  """Batches of arrays that stay on the device; seeds differ by their random keys alone."""
-  return lambda seeds: Batch(shared=shared, own=np.zeros((len(seeds), 1), np.float32))
-
-
 def trained(config) -> Frozen:
   """The encoder of `config.config` in `config.workdir`, trained there first if it is not."""
   inner = config.config
@@ -108,17 +93,6 @@ def trained(config) -> Frozen:
   return Frozen(model, params["vit"], rest["vit"])
 
 
-def tokens(frozen: Frozen, params, rest, images: Array, block: int = 0) -> Array:
-  """[B, 1 + N, D] of images as the encoder takes them, class token first.
-
-  After the last norm, or as block `block` (from 1) leaves them.
-  """
-  vit = frozen.model.bind(params, rest)
-  z = vit.with_class_token(vit.embed(images))
-  z = vit.encode(z, blocks=vit.blocks[: block or None])
-  return z if block else vit.norm(z)
-
-
 def precomputed(config, data) -> dict[str, tuple[np.ndarray, np.ndarray]]:
   """{part: (tokens [N, 1 + patches, D] float32, labels [N] int32)} of the canvases."""
   return _precomputed(config.to_json(), data.to_json())
@@ -127,8 +101,8 @@ def precomputed(config, data) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 @functools.lru_cache(maxsize=2)  # the probes of one claim read the same tokens
 def _precomputed(config: str, data: str):
   config, data = (ConfigDict(json.loads(text)) for text in (config, data))
-  frozen = trained(config)
-  run = jax.jit(lambda images: tokens(frozen, *frozen[1:], unit_range(images), config.block))
+  model, params, rest = trained(config)
+  run = jax.jit(lambda images: model.bind(params, rest).tokens(unit_range(images), config.block))
   in_parts = lambda images: np.concatenate(
     [run(images[at : at + 500]) for at in range(0, len(images), 500)]
   )

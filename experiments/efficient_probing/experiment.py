@@ -8,7 +8,6 @@ import numpy as np
 import optax
 
 from experiments.efficient_probing import encoder
-from experiments.efficient_probing.encoder import resident
 from h2g.data import image_folder
 from h2g.data.photographs import normalise
 from h2g.errors import InputError
@@ -19,16 +18,14 @@ from h2g.nn.pure import pure
 from h2g.nn.pure import rest_of
 from h2g.train import Batch
 from h2g.train import Experiment
+from h2g.train import resident
 
 
 def build(config) -> Experiment:
   """The experiment that `configs/efficient_probing.py` describes."""
-  if config.stage == "encoder":
-    return encoder.build(config)
   if "root" in config.data:
     return _photographs(config)
   parts = encoder.precomputed(config.encoder, config.data)
-  dim = parts["train"][0].shape[-1]
 
   def drawn(batch: Batch, key: Array):
     tokens, labels = batch.shared
@@ -37,7 +34,7 @@ def build(config) -> Experiment:
 
   return _experiment(
     config,
-    probe(config.probe, dim),
+    probe(config.probe, parts["train"][0].shape[-1]),
     drawn,
     lambda batch: batch.shared,
     train_batches=resident(parts["train"]),
@@ -57,11 +54,9 @@ def _photographs(config) -> Experiment:
   shared, size = frozen[1:], config.encoder.vit.image_size
 
   def features(batch: Batch, images: Array) -> Array:
-    dtype = jax.tree.leaves(batch.shared[0])[0].dtype
-    out = encoder.tokens(
-      frozen, *batch.shared, normalise(images).astype(dtype), config.encoder.block
-    )
-    return jax.lax.stop_gradient(out)
+    images = normalise(images).astype(jax.tree.leaves(batch.shared[0])[0].dtype)
+    vit = frozen.model.bind(*batch.shared)
+    return jax.lax.stop_gradient(vit.tokens(images, config.encoder.block))
 
   def drawn(batch: Batch, key: Array):
     del key  # views are drawn on the host

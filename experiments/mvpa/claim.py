@@ -15,50 +15,34 @@ MODELS = ("mvpa", "no_channel", "no_time", "vanilla", "vanilla_none")
 
 def check(runs: Runs) -> list[Finding]:
   """The sentences of the claim; top-1 of 31 and F1 on unseen channel counts, means over seeds."""
-  top1, last = {}, {}
+  top1, last, f1 = {}, {}, {}
   for model in MODELS:
     variant = f"tiny,model={model}"
     top1[model] = runs.mean(variant)
-    last[model] = metrics(runs, f"{variant},task=classify,start={runs.folder(variant)}")
-  f1 = {model: found["f1"] for model, found in last.items()}
-  eeg = metrics(runs, "eeg")
-  above = lambda name, value, least: Finding.compare(name, value, at_least=least)
+    last[model] = runs.metrics(f"{variant},task=classify")  # `runs` says where the first is
+    f1[model] = last[model]["test/f1"]
+  eeg = runs.metrics("eeg")
+  above = Finding.compare
   ratio = memory(window=4) / memory(window=24)
   return [
-    above(
-      "next segment: MVPA - vanilla with channel embedding", top1["mvpa"] - top1["vanilla"], 0.03
-    ),
+    above("next segment: MVPA - vanilla with channels", top1["mvpa"] - top1["vanilla"], 0.03),
     above("F1: MVPA - vanilla with channel embedding", f1["mvpa"] - f1["vanilla"], 0.05),
     above("F1: MVPA - vanilla without it", f1["mvpa"] - f1["vanilla_none"], 0.05),
-    at_most(
+    Finding.at_most(
       "MVPA without channel term: accuracy's distance from chance",
-      abs(last["no_channel"]["accuracy"] - 0.5),
+      abs(last["no_channel"]["test/accuracy"] - 0.5),
       0.05,
     ),
-    at_most("largest difference of the fused and the dense form", apart(), 1e-4),
-    at_most("peak memory of the window over that of a dense one", ratio, 1.0),
-    above("EEG, next segment: MVPA - copying the last", eeg["top1"] - eeg["copied"], 0.0),
+    Finding.at_most("largest difference of the fused and the dense form", apart(), 1e-4),
+    Finding.at_most("peak memory of the window over that of a dense one", ratio, 1.0),
+    above("EEG, next segment: MVPA - copying the last", eeg["test/top1"] - eeg["test/copied"], 0.0),
   ]
 
 
-def at_most(name: str, value: float, limit: float) -> Finding:
-  """`name` must be at most a number; NaN does not hold."""
-  return Finding(f"{name} <= {limit:.4g}", bool(value <= limit), f"{value:.4g}")
-
-
-def metrics(runs: Runs, variant: str) -> dict[str, float]:
-  """Means over seeds of all test metrics of a variant, without their prefix."""
-  found = runs.results(variant)["metrics"]
-  names = [name for name in found[0] if name.startswith("test/")]
-  return {name[5:]: float(np.mean([row[name] for row in found])) for name in names}
-
-
-def operands(length=25, channels=16, heads=4, groups=2, width=16) -> list[jax.Array]:
-  """Random arrays of a call."""
-  rng = np.random.default_rng(0)
-  q, kv = (1, length, channels, heads, width), (1, length, channels, groups, width)
-  rows = [(n, groups, width) for n in (length, channels)]
-  shapes = (q, kv, kv, *rows, *[(groups, width)] * 3)
+def operands() -> list[jax.Array]:
+  """Random arrays of a call: 25 segments, 16 channels, 4 heads of 16 in 2 groups."""
+  rng, token, row = np.random.default_rng(0), (1, 25, 16), (2, 16)
+  shapes = ((*token, 4, 16), *[(*token, *row)] * 2, (25, *row), (16, *row), *[row] * 3)
   return [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
 
 

@@ -5,8 +5,6 @@ whose networks the second one goes on from, seed by seed.
 """
 
 import functools
-import json
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,19 +14,20 @@ import numpy as np
 import optax
 
 from experiments.mvpa.signals import sources
+from h2g import train
 from h2g.errors import InputError
 from h2g.metrics import cohen_kappa
 from h2g.metrics import f1
 from h2g.models.mvpformer import MVPFormer
 from h2g.models.mvpformer import MVPFormerClassifier
 from h2g.models.mvpformer import trained
-from h2g.nn.contrastive import info_nce
+from h2g.nn.contrastive import next_in_group
+from h2g.nn.contrastive import NextSums
 from h2g.nn.lora import join
 from h2g.nn.lora import partition
 from h2g.nn.pure import pure
 from h2g.train import Batch
 from h2g.train import Experiment
-from h2g.train import restore_best
 
 
 def build(config) -> Experiment:
@@ -40,7 +39,9 @@ def build(config) -> Experiment:
   else:
     model = pure(lambda rngs: MVPFormerClassifier(2, **settings, rngs=rngs))
   wanted = trained if config.tune == "lora" and not predicts else lambda path: True
-  start = _start(config) if config.start and not predicts else None
+  start, before = None, config.start.get("workdir", "")
+  if before:
+    start = train.start_from(before, functools.partial(same_network, config=config), config)
 
   def init(key: Array):
     params, rest = model.init(key)
@@ -53,29 +54,14 @@ def build(config) -> Experiment:
     module = model.bind(join(params, rest["frozen"]), rest["model"])
     return module(windows.segments, windows.mask, key=key), module
 
-  def predict(params, rest, windows, keys) -> dict[str, Array]:
-    """Sums over tokens of one subject's windows after another's; negatives are one's own."""
+  def predict(params, rest, windows, keys) -> NextSums:
+    """Of one subject's windows after another's; negatives are one's own."""
     draw_key, key = keys
     (tokens, outputs), module = run(params, rest, windows, key)
-    here = jnp.broadcast_to(windows.mask[:, None], tokens.shape[:3])[:, 1:]
-    groups = lambda x: x.reshape(len(tokens) // config.data.each, -1, *x.shape[3:])
-    given = groups(module.head(outputs[:, :-1])), groups(tokens[:, 1:]), groups(here)
-    keys = jax.random.split(draw_key, len(given[0]))
-
-    def one(pred, target, valid, last, key):
-      nce = functools.partial(info_nce, valid=valid)
-      found = nce(pred, target, key, config.negatives, config.temperature)
-      copied = nce(last, target, key, config.negatives, config.temperature)
-      count = lambda x: jnp.where(valid, x, jnp.zeros_like(x)).sum(dtype=jnp.float32)
-      return {
-        "loss": count(found.loss),
-        "top1": count(found.top1),
-        "copied": count(copied.top1),
-        "num": valid.sum(dtype=jnp.float32),
-      }
-
-    sums = jax.vmap(one)(*given, groups(jax.lax.stop_gradient(tokens[:, :-1])), keys)
-    return jax.tree.map(lambda x: x.sum(0), sums)
+    contrast = dict(num_negatives=config.negatives, temperature=config.temperature)
+    return next_in_group(
+      tokens, module.head(outputs), windows.mask, draw_key, each=config.data.each, **contrast
+    )
 
   def loss(params, rest, batch: Batch, key: Array):
     data_key, key, drop_key = jax.random.split(key, 3)
@@ -83,7 +69,7 @@ def build(config) -> Experiment:
     windows, labels = source.draw(batch, data_key)
     if predicts:
       sums = predict(params, rest, windows, (key, drop_key))
-      return sums["loss"] / sums["num"], (rest, {"top1": sums["top1"] / sums["num"]})
+      return sums.loss / sums.num, (rest, {"top1": sums.top1 / sums.num})
     logits, _ = run(params, rest, windows, drop_key)
     value = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
     hits = (logits.argmax(1) == labels).mean(dtype=jnp.float32)
@@ -93,7 +79,7 @@ def build(config) -> Experiment:
     found = {}
     for name, (windows, labels) in batch.shared.items():
       if predicts:
-        found[name] = predict(params, rest, windows, (jax.random.key(0), None))
+        found[name] = predict(params, rest, windows, (jax.random.key(0), None))._asdict()
       else:
         logits, _ = run(params, rest, windows)
         found[name] = {"predicted": logits.argmax(1), "labels": labels}
@@ -115,31 +101,15 @@ def build(config) -> Experiment:
   )
 
 
-def _start(config):
-  """`key -> base parameters` of the finished run of the same seed."""
-  try:
-    before = json.loads((Path(config.start) / "config.json").read_text(encoding="utf-8"))
-  except (OSError, ValueError) as error:
-    raise InputError(f"config.start={config.start} holds no run: give its folder") from error
-  before = type(config)(before)
+def same_network(before, config) -> Experiment:
+  """The experiment of the run that is gone on from; InputError where its network is another."""
   for name, value in before.get("model", {}).items():
     if name != "lora_rank" and config.model.get(name) != value:
       raise InputError(
-        f"config.start={config.start} has model.{name}={value!r}, this run "
+        f"config.start={config.start.workdir} has model.{name}={value!r}, this run "
         f"{config.model.get(name)!r}: go on with the same network"
       )
-  params, _ = restore_best(build(before), before, config.start)
-  # What a seed draws its first parameters from tells which seed it is.
-  seeds = range(config.seed, config.seed + config.num_seeds)
-  firsts = jnp.stack([jax.random.key_data(jax.random.split(jax.random.key(s))[0]) for s in seeds])
-  if len(jax.tree.leaves(params)[0]) != len(seeds):
-    raise InputError(f"config.start={config.start} has other seeds than this run: train them alike")
-
-  def start(key: Array):
-    row = (firsts == jax.random.key_data(key)[None]).all(1).argmax()
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[row], params)
-
-  return start
+  return build(before)
 
 
 def summarise(stats: Any) -> dict[str, float]:

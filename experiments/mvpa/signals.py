@@ -12,9 +12,8 @@ from h2g.data import eeg_eye_state
 from h2g.data import subjects
 from h2g.data import swec_ieeg
 from h2g.train import Batch
+from h2g.train import resident
 
-SEEN = (4, 5, 6, 8, 9, 10, 12)  # channels of subjects that are trained on
-UNSEEN = (7, 11)
 SEGMENTS = 96  # of a synthetic recording
 
 
@@ -34,18 +33,12 @@ def sources(config) -> Source:
 def _resident(config, parts: dict[str, Any], draw) -> Source:
   """Recordings that stay on the device: windows are drawn inside the step."""
   each = config.data.each
-  size = dict(length=config.data.length, samples=config.model.samples)
+  size = dict(length=config.data.length, samples=config.model.samples, each=each)
   groups = max(config.data.test_windows // each, 1)
-
-  def drawn(batch, key):
-    return draw(batch.shared, key, subjects=config.data.subjects, each=each, **size)
-
-  def resident(shared):
-    return lambda seeds: Batch(shared=shared, own=np.zeros((len(seeds), 1), np.float32))
-
-  fixed = jax.jit(lambda part, key: draw(part, key, subjects=groups, each=each, **size))
+  step = lambda batch, key: draw(batch.shared, key, subjects=config.data.subjects, **size)
+  fixed = jax.jit(lambda part, key: draw(part, key, subjects=groups, **size))
   held = {name: fixed(parts[name], jax.random.key(at)) for at, name in enumerate(("val", "test"))}
-  return Source(drawn, resident(parts["train"]), resident(jax.device_get(held)))
+  return Source(step, resident(parts["train"]), resident(jax.device_get(held)))
 
 
 def _synthetic(config) -> Source:
@@ -56,63 +49,39 @@ def _synthetic(config) -> Source:
       return windows, jnp.zeros(len(windows.mask), jnp.int32)
     return subjects.discharges(windows, other)
 
-  def part(seed: int, num: int, counts) -> subjects.Recordings:
-    rng = np.random.default_rng((config.data.seed, seed))
-    return subjects.recordings(
-      rng.choice(counts, num),
-      seed=10 * config.data.seed + seed,
-      length=SEGMENTS * config.model.samples,
-      channels=max(SEEN),
-      noise=config.data.noise,
-    )
-
-  parts = {"train": part(0, 32, SEEN), "val": part(1, 6, SEEN), "test": part(2, 10, UNSEEN)}
+  length = SEGMENTS * config.model.samples
+  parts = subjects.splits(seed=config.data.seed, length=length, noise=config.data.noise)
   return _resident(config, parts, draw)
 
 
 def _eeg(config) -> Source:
-  parts = eeg_eye_state.load(config.data.path or None)
-  state = lambda part: subjects.Recordings(part.signals[None], np.array([14], np.int32))
+  num = len(eeg_eye_state.CHANNELS)
 
   def draw(found, key, **size):
-    found, labels = found
-    windows = subjects.windows(found, key, **size)
-    # The label rides along as if it were a channel, so that it is cut at the same places.
-    open_ = subjects.windows(labels, key, **size).segments[:, -1, 0].mean(-1)
-    return windows, (open_ > 0.5).astype(jnp.int32)
+    segments, mask = subjects.windows(found, key, **size)
+    closed = segments[:, -1, num].mean(-1) > 0.5
+    return subjects.Windows(segments[:, :, :num], mask[:, :num]), closed.astype(jnp.int32)
 
-  ride = lambda part: subjects.Recordings(
-    np.repeat(part.labels[None, :, None], 14, 2).astype(np.float32), np.array([14], np.int32)
-  )
-  return _resident(config, {k: (state(v), ride(v)) for k, v in parts.items()}, draw)
+  def recording(part: eeg_eye_state.Part) -> subjects.Recordings:
+    # The label rides along as one more channel, so that it is cut at the same places.
+    signals = np.column_stack([part.signals, part.labels]).astype(np.float32)
+    return subjects.Recordings(signals[None], np.array([num], np.int32))
+
+  parts = eeg_eye_state.load(config.data.path or None)
+  return _resident(config, {name: recording(part) for name, part in parts.items()}, draw)
 
 
 def _swec(config) -> Source:
-  """A stream from files, one subject a batch; channels are padded to a multiple of 32."""
-  size = dict(length=config.data.length, samples=config.model.samples)
-  split = lambda ids: [swec_ieeg.Subject(config.data.path, name) for name in ids]
-  of = {k: split(config.data[f"{k}_ids"]) for k in ("train", "val", "test")}
-
-  def read(name: str, num: int, key: tuple):
-    rng = np.random.default_rng(key)
-    subject = of[name][rng.integers(len(of[name]))]
-    segments, labels = subject.windows(rng, num, **size)
-    padding = -segments.shape[2] % 32
-    mask = np.arange(segments.shape[2] + padding) < segments.shape[2]
-    segments = np.pad(segments, ((0, 0), (0, 0), (0, padding), (0, 0)))
-    return subjects.Windows(segments, np.broadcast_to(mask, (num, len(mask)))), labels
-
-  def train(seeds):
-    import grain
-
-    def batch(at: int) -> Batch:
-      drawn = [read("train", config.data.each, (seed, at)) for seed in seeds]
-      return Batch(shared=None, own=jax.tree.map(lambda *x: np.stack(x), *drawn))
-
-    return grain.MapDataset.range(config.train.steps).map(batch)
-
-  def evaluation(seeds):
-    held = {k: read(k, config.data.test_windows, (0, at)) for at, k in enumerate(("val", "test"))}
-    return Batch(shared=held, own=np.zeros((len(seeds), 1), np.float32))
-
-  return Source(lambda batch, key: batch.own, train, evaluation)
+  """A stream from files, one subject a batch."""
+  data, size = config.data, dict(length=config.data.length, samples=config.model.samples)
+  found = {
+    part: [swec_ieeg.Subject(data.path, name) for name in data[f"{part}_ids"]]
+    for part in ("train", "val", "test")
+  }
+  pair = lambda drawn: (subjects.Windows(*drawn[:2]), drawn.labels)
+  train = lambda seeds: swec_ieeg.stream(
+    found["train"], data.each, config.train.steps, seeds, **size
+  ).map(lambda drawn: Batch(shared=None, own=pair(drawn)))
+  draw = lambda part, at: pair(swec_ieeg.drawn(found[part], data.test_windows, (0, at), **size))
+  held = {part: draw(part, at) for at, part in enumerate(("val", "test"))}
+  return Source(lambda batch, key: batch.own, train, resident(held))

@@ -1,7 +1,6 @@
 """Prototypes segment like masked attention, better than random pixels, and cost less."""
 
 import functools
-import time
 from typing import NamedTuple
 
 import jax
@@ -17,6 +16,7 @@ from h2g.nn.image import sine_grid
 from h2g.nn.prototype import PrototypeCrossAttention
 from h2g.nn.pure import pure
 from h2g.papers import Finding
+from h2g.papers import in_turns
 from h2g.papers import Runs
 
 MASKED, RANDOM = "tiny,attention=masked", "tiny,attention=random"
@@ -24,12 +24,11 @@ MASKED, RANDOM = "tiny,attention=masked", "tiny,attention=random"
 
 def check(runs: Runs) -> list[Finding]:
   """The sentences of the claim; mIoU and PQ in points, means over seeds."""
-  pq = lambda variant: np.mean([m["test/pq"] for m in runs.results(variant)["metrics"]])
+  pq = lambda variant: runs.metrics(variant)["test/pq"]
   ours, masked, random = (runs.mean(variant) for variant in ("tiny", MASKED, RANDOM))
   prototype, softmax = cross_attentions()
   faster, flops = softmax.seconds / prototype.seconds, prototype.flops / softmax.flops
   share, cosine = redundancy(runs)
-  numbers = f"{faster:.2f} times as fast, {flops:.2f} of the flops"
   return [
     Finding.compare("mIoU of PEM - of masked attention", ours - masked, at_least=-2.0),
     Finding.compare("PQ of PEM - of masked attention", pq("tiny") - pq(MASKED), at_least=-2.0),
@@ -38,7 +37,7 @@ def check(runs: Runs) -> list[Finding]:
     Finding(
       "cross-attention over 16,384 pixels: 1.3 times as fast, or fewer flops, than masked",
       bool(faster >= 1.3 or flops < 1.0),
-      numbers,
+      f"{faster:.2f} times as fast, {flops:.2f} of the flops",
     ),
     Finding("queries with empty masks never give NaN", *never_nan()),
     Finding(
@@ -65,7 +64,7 @@ def cross_attentions(
   array = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
   places, mask = sine_grid(side, side, dim), array(1, queries, side**2) > 0
   reading = Reading(array(1, side, side, dim), places, array(queries, dim), mask)
-  calls, flops, taken = [], [], []
+  calls, flops = [], []
   for kind in (PrototypeCrossAttention, MaskedCrossAttention):
     model = pure(lambda rngs, kind=kind: kind(dim, heads, rngs=rngs))
     params, rest = model.init(jax.random.key(0))
@@ -80,12 +79,7 @@ def cross_attentions(
     whole = jax.jit(functools.partial(call, implementation="reference")).lower(*arguments)
     flops.append(whole.compile().cost_analysis()["flops"])
     calls.append(functools.partial(jax.jit(call), *arguments))
-    jax.block_until_ready(calls[-1]())
-  for turn in range(2 * rounds):
-    start = time.perf_counter()
-    jax.block_until_ready(calls[turn % 2]())
-    taken.append(time.perf_counter() - start)
-  return [Cost(float(np.median(taken[i::2])), flops[i]) for i in (0, 1)]
+  return [Cost(*pair) for pair in zip(in_turns(calls, rounds), flops)]
 
 
 def never_nan() -> tuple[bool, str]:
@@ -93,7 +87,7 @@ def never_nan() -> tuple[bool, str]:
   rng = np.random.default_rng(0)
   array = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
   partly = jnp.ones((2, 5, 16), bool).at[0, 2].set(False)
-  finite, tried = True, 0
+  finite = []
   for when_empty in ("query", "batch"):
     model = pure(
       lambda rngs, rule=when_empty: PrototypeCrossAttention(8, 2, when_empty=rule, rngs=rngs)
@@ -103,9 +97,8 @@ def never_nan() -> tuple[bool, str]:
       reading = Reading(array(2, 4, 4, 8), array(4, 4, 8), array(5, 8), mask)
       value = lambda p, x, r=reading, m=model, s=rest: (m.bind(p, s)(x, r) ** 2).sum()
       found = jax.jit(jax.value_and_grad(value, (0, 1)))(params, array(2, 5, 8))
-      finite &= all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(found))
-      tried += 1
-  return finite, f"{'all finite' if finite else 'NaN'} in {tried} cases, values and gradients"
+      finite.append(all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(found)))
+  return all(finite), f"finite in {sum(finite)} of {len(finite)} cases, values and gradients"
 
 
 def redundancy(runs: Runs, num: int = 32) -> tuple[float, float]:
@@ -114,7 +107,6 @@ def redundancy(runs: Runs, num: int = 32) -> tuple[float, float]:
   the weight of its top pixel, and the cosine between that pixel's value and what is read.
   """
   config = runs.config(MASKED)
-  _, params, rest = runs.restore(MASKED)
   images = normalise(scenes(num, seed=10 * config.data.seed + 3, size=config.data.size).images)
 
   @jax.jit
@@ -126,19 +118,12 @@ def redundancy(runs: Runs, num: int = 32) -> tuple[float, float]:
     for before, reading, block, _ in module.decoder.stages(levels, features):
       if block is None:
         continue
-      asking, keys, values, mask = block.cross.arguments(before, reading)
-      attend = block.cross.attention
-      q, k = attend.heads(attend.query(asking)), attend.heads(attend.key(keys))
-      v = attend.heads(attend.value(values))
-      logits = jnp.einsum("bqhd,bnhd->bhqn", q, k) * q.shape[-1] ** -0.5
-      weights = jax.nn.softmax(jnp.where(mask, logits, -jnp.inf), axis=-1)
-      read = jnp.einsum("bhqn,bnhd->bhqd", weights, v)
-      top = jnp.take_along_axis(v.swapaxes(1, 2), weights.argmax(-1)[..., None], axis=2)
+      weights, values = block.cross.weights(before, reading)
+      read = weights @ values
+      top = jnp.take_along_axis(values, weights.argmax(-1)[..., None], axis=2)
       norm = lambda x: jnp.linalg.norm(x, axis=-1)
       cosine = (read * top).sum(-1) / (norm(read) * norm(top) + 1e-12)
       found.append((weights.max(-1).mean(), cosine.mean()))
     return jnp.asarray(found).mean(0)
 
-  of = lambda tree, seed: jax.tree.map(lambda leaf: leaf[seed], tree)
-  seeds = range(len(jax.tree.leaves(params)[0]))
-  return tuple(np.mean([measure(of(params, s), of(rest, s)) for s in seeds], axis=0).tolist())
+  return tuple(np.mean([measure(*seed) for seed in runs.seeds(MASKED)], axis=0).tolist())

@@ -7,24 +7,24 @@ from jax import Array
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.pem.model import Segmenter
 from h2g.data import ade20k
 from h2g.data import cityscapes
 from h2g.data import panoptic
 from h2g.data import photographs
-from h2g.data.scenes import CLASSES
-from h2g.data.scenes import scenes
-from h2g.data.scenes import THINGS
+from h2g.data import scenes
 from h2g.metrics import mean_iou
 from h2g.metrics import overlaps
 from h2g.metrics import panoptic_counts
 from h2g.metrics import panoptic_quality
 from h2g.metrics import PanopticCounts
+from h2g.models.pem import Segmenter
 from h2g.nn.image import resize
 from h2g.nn.pure import Pure
 from h2g.nn.pure import pure
 from h2g.nn.pure import rest_of
+from h2g.nn.segments import class_map
 from h2g.nn.segments import panoptic_map
+from h2g.nn.segments import Segments
 from h2g.nn.segments import semantic_map
 from h2g.nn.set_loss import deep_set_loss
 from h2g.nn.set_loss import Targets
@@ -61,10 +61,7 @@ def build(config) -> Experiment:
 
   def counts(params, rest, example) -> dict:
     classes, masks = predict(params, rest, example.images)
-    true = jnp.take_along_axis(
-      example.classes[:, None], example.map.astype(jnp.int32).reshape(len(masks), 1, -1), -1
-    ).reshape(example.map.shape)
-    true = jnp.where(example.map < 0, -1, true)
+    true = class_map(Segments(example.map, example.classes))
     confusion = overlaps(true, semantic_map(classes, masks), num_classes, num_classes)
     found = panoptic_map(classes, masks, things=things, **config.inference)
     one = functools.partial(panoptic_counts, num_classes=num_classes)
@@ -89,19 +86,19 @@ def build(config) -> Experiment:
     dataset=config.data.name,
     model=config.model.attention,
     metric="miou",
-    init=model.init,
-    loss=loss,
-    train_batches=train_batches,
-    eval_batches=eval_batches,
-    evaluate=evaluate,
-    summarise=summarise,
-    rows=True,
     unit="images",
     units_per_step=config.data.batch_size,
+    rows=True,
+    init=model.init,
+    loss=loss,
+    evaluate=evaluate,
+    summarise=summarise,
+    train_batches=train_batches,
+    eval_batches=eval_batches,
   )
 
 
-def segmenter(config, num_classes: int = len(CLASSES)) -> Pure:
+def segmenter(config, num_classes: int = len(scenes.CLASSES)) -> Pure:
   """The configured network."""
   return pure(lambda rngs: Segmenter(num_classes, rngs=rngs, **config.model))
 
@@ -111,28 +108,11 @@ def wide(x: Array) -> Array:
   return x.astype(jnp.float32)
 
 
-def scenes_data(config) -> panoptic.Data:
-  """Synthetic scenes; those of training, validation and test are drawn apart."""
-
-  def source(num: int, seed: int) -> panoptic.Source:
-    drawn = scenes(num, seed=10 * config.seed + seed, size=config.size, noise=config.noise)
-    return panoptic.Source(num, lambda at, rng: panoptic.Example(*(part[at] for part in drawn)))
-
-  splits = {"val": source(config.val, 1), "test": source(config.test, 2)}
-  return panoptic.Data(THINGS, CLASSES, source(config.train, 0), splits)
-
-
-def photographs_data(config, load) -> panoptic.Data:
-  """A set on disk: what it publishes with labels to validate on serves as validation and test."""
-  train, val = (load(config.folder, split) for split in ("train", "val"))
-  sources = panoptic.source(train, config), {"val": panoptic.source(val, config)}
-  return panoptic.Data(train.things, train.names, *sources)
-
-
+DRAWN = ("train", "val", "test", "seed", "size", "noise")
 DATA = {
-  "scenes": scenes_data,
-  "cityscapes": functools.partial(photographs_data, load=cityscapes.load),
-  "ade20k": functools.partial(photographs_data, load=ade20k.load),
+  "scenes": lambda config: scenes.data(**{name: config[name] for name in DRAWN}),
+  "cityscapes": functools.partial(panoptic.data, cityscapes.load),
+  "ade20k": functools.partial(panoptic.data, ade20k.load),
 }
 
 

@@ -1,4 +1,4 @@
-"""Published PEM checkpoints (detectron2 names) onto the segmenter of experiments/pem.
+"""Published PEM checkpoints (detectron2 names) onto `h2g.models.pem.Segmenter`.
 
 Names: backbone.{stem, res2..res5} or backbone.features (STDC), sem_seg_head.pixel_decoder,
 sem_seg_head.predictor. Export the `model` of the file as safetensors or npz first.

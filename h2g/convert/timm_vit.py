@@ -4,6 +4,7 @@ Names: patch_embed.proj, cls_token, pos_embed, blocks.N.{norm1, attn.qkv, attn.p
 mlp.fc2}, norm, head. Ours has no position of the class token: theirs is added to it, the same sum.
 """
 
+from collections.abc import Callable
 from collections.abc import Mapping
 import math
 from pathlib import Path
@@ -79,6 +80,28 @@ def load(path: str | Path, params: Any, *, grid: tuple[int, int], head: bool = F
     return fill(params, tensors, [*TABLE, Rule(r"head\..*", None)], source=path)
   table = [rule._replace(path=f"vit/{rule.path}") for rule in TABLE]
   return fill(params, tensors, table + _linear("head", "head"), source=path)
+
+
+def starting(init: Callable, checkpoint: str, config, *, at: str = "vit") -> Callable:
+  """`init` (key -> (params, rest)) whose vision transformer comes from a checkpoint, where given.
+
+  Args:
+    init: of a network with a `ViT` at params[at].
+    checkpoint: path of a timm checkpoint; empty: `init` as it is.
+    config: image_size and patch, of that ViT.
+    at: its name.
+  """
+  if not checkpoint:
+    return init
+  grid = (config.image_size // config.patch,) * 2
+  shapes = jax.eval_shape(init, jax.random.key(0))[0][at]
+  vit = load(checkpoint, shapes, grid=grid)
+
+  def start(key):
+    params, rest = init(key)
+    return params | {at: vit}, rest
+
+  return start
 
 
 def with_grid(tensors: Mapping[str, np.ndarray], grid: tuple[int, int], *, source) -> dict:

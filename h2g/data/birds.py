@@ -93,6 +93,15 @@ def birds(
   )
 
 
+def mark_patches(marks: np.ndarray, patch: int, size: int) -> np.ndarray:
+  """[N, patches] bool: the patches in which some of a mark's four pixels lie."""
+  found = np.zeros((len(marks), (size // patch) ** 2), bool)
+  for corner in np.ndindex(2, 2):
+    row, column = ((marks + corner) // patch).T
+    found[np.arange(len(marks)), row * (size // patch) + column] = True
+  return found
+
+
 def _paint(images: np.ndarray, at: np.ndarray, patches: np.ndarray) -> None:
   """Writes patches [N, h, w, 3] into images, their upper left pixels at [N, 2]."""
   height, width = patches.shape[1:3]

@@ -118,6 +118,14 @@ def eval_batches(folder: ImageFolder, *, size: int, batch_size: int, **view) -> 
     yield Images(padded, np.pad(labels, (0, short), constant_values=-1))
 
 
+def in_turn(parts: dict[str, ImageFolder], **options) -> Iterator[dict[str, Images]]:
+  """`eval_batches` of one part after the other, each beside empty batches of the others."""
+  for name, part in parts.items():
+    for images in eval_batches(part, **options):
+      empty = Images(np.zeros_like(images.images), np.full_like(images.labels, -1))
+      yield {other: images if other == name else empty for other in parts}
+
+
 def _listed(folder: Path) -> ImageFolder:
   """The images of one part, by class and name."""
   if not folder.is_dir():

@@ -190,6 +190,13 @@ def source(split: Panoptic, config) -> Source:
   return Source(len(split.images), get)
 
 
+def data(load: Callable[[str, str], Panoptic], config) -> Data:
+  """A set on disk: what it publishes with labels to validate on serves as validation and test."""
+  train, val = (load(config.folder, split) for split in ("train", "val"))
+  views = source(val, config)
+  return Data(train.things, train.names, source(train, config), {"val": views, "test": views})
+
+
 def stream(source: Source, batch_size: int, seeds: tuple[int, ...]):
   """Endless grain dataset of `Example` with leaves [seeds, B, ...], a fresh order each epoch.
 

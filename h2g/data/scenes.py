@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from h2g.data import panoptic
+
 CLASSES = ("rows", "columns", "checks", "disc", "square", "triangle")
 THINGS = (False, False, False, True, True, True)
 MOST = 8  # segments of a scene: three bands and five things
@@ -39,6 +41,23 @@ def scenes(num: int, *, seed: int, size: int = 64, noise: float = 0.08) -> Scene
   """
   drawn = [_scene(np.random.default_rng((seed, i)), size, noise) for i in range(num)]
   return Scenes(*(np.stack(parts) for parts in zip(*drawn)))
+
+
+def data(*, train: int, val: int, test: int, seed: int = 0, **drawing) -> panoptic.Data:
+  """Scenes as examples; those of training, validation and test are drawn apart.
+
+  Args:
+    train, val, test: how many.
+    seed: of all parts.
+    drawing: size and noise of `scenes`.
+  """
+
+  def source(num: int, at: int) -> panoptic.Source:
+    drawn = scenes(num, seed=10 * seed + at, **drawing)
+    return panoptic.Source(num, lambda at, rng: panoptic.Example(*(part[at] for part in drawn)))
+
+  splits = {"val": source(val, 1), "test": source(test, 2)}
+  return panoptic.Data(THINGS, CLASSES, source(train, 0), splits)
 
 
 def _scene(rng: np.random.Generator, size: int, noise: float):

@@ -13,6 +13,9 @@ from jax import Array
 import jax.numpy as jnp
 import numpy as np
 
+SEEN = (4, 5, 6, 8, 9, 10, 12)  # channels of subjects that are trained on
+UNSEEN = (7, 11)  # of those that are tested on
+
 
 class Recordings(NamedTuple):
   """signals: [S, L, C] float32, zero in channels that a subject lacks; counts: [S] int32."""
@@ -56,6 +59,17 @@ def recordings(
     signals[:, at] += drift
   here = np.arange(channels) < np.asarray(counts)[:, None]
   return Recordings((signals * here[:, None]).astype(np.float32), np.asarray(counts, np.int32))
+
+
+def splits(*, seed: int, length: int, noise: float) -> dict[str, Recordings]:
+  """{"train", "val", "test"}: 32 and 6 subjects with SEEN counts of channels, 10 with UNSEEN."""
+
+  def part(at: int, num: int, counts: tuple[int, ...]) -> Recordings:
+    counts = np.random.default_rng((seed, at)).choice(counts, num)
+    size = dict(length=length, channels=max(SEEN), noise=noise)
+    return recordings(counts, seed=10 * seed + at, **size)
+
+  return {"train": part(0, 32, SEEN), "val": part(1, 6, SEEN), "test": part(2, 10, UNSEEN)}
 
 
 def windows(found, key: Array, *, subjects: int, each: int, length: int, samples: int) -> Windows:

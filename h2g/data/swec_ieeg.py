@@ -10,8 +10,10 @@ needs the package h5py, and hdf5plugin where the file is compressed with one of 
 Source: mb-neuro.medical-blocks.ch, public_access/databases/ieeg/swec_ieeg.
 """
 
+from collections.abc import Sequence
 import contextlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +21,15 @@ from h2g.errors import InputError
 
 INSTALL = "pip install h5py hdf5plugin"
 RATE = 512  # Hz
+MULTIPLE = 32  # channels are padded to one, so that few programs are compiled
+
+
+class Drawn(NamedTuple):
+  """segments: [B, T, C, N] float32; mask: [B, C] bool, False in padding; labels: [B] int32."""
+
+  segments: np.ndarray
+  mask: np.ndarray
+  labels: np.ndarray
 
 
 class Subject:
@@ -99,6 +110,28 @@ class Subject:
     found = np.stack([self.segments(start, **size) for start in starts])
     ends = starts + length * segment
     return found, np.array([self.label(end - segment, end) for end in ends], np.int32)
+
+
+def drawn(subjects: Sequence[Subject], num: int, key: tuple[int, ...], **size) -> Drawn:
+  """`num` random windows of one random subject; size: length and samples, as of `windows`."""
+  rng = np.random.default_rng(key)
+  subject = subjects[rng.integers(len(subjects))]
+  segments, labels = subject.windows(rng, num, **size)
+  padding = -segments.shape[2] % MULTIPLE
+  mask = np.arange(segments.shape[2] + padding) < segments.shape[2]
+  segments = np.pad(segments, ((0, 0), (0, 0), (0, padding), (0, 0)))
+  return Drawn(segments, np.broadcast_to(mask, (num, len(mask))), labels)
+
+
+def stream(subjects: Sequence[Subject], num: int, steps: int, seeds: tuple[int, ...], **size):
+  """Grain dataset of `Drawn` with leaves [seeds, ...], a subject a batch and seed."""
+  import grain
+
+  def batch(at: int) -> Drawn:
+    of_seed = [drawn(subjects, num, (seed, at), **size) for seed in seeds]
+    return Drawn(*(np.stack(leaves) for leaves in zip(*of_seed)))
+
+  return grain.MapDataset.range(steps).map(batch)
 
 
 def _h5py():

@@ -4,6 +4,10 @@ All of them split in two: `tokens(images)` never sees the condition, and `spaces
 conditions)` reads it out for as many conditions as asked. A vision transformer does the rest.
 """
 
+from collections.abc import Callable
+from typing import Any
+from typing import NamedTuple
+
 from flax import nnx
 import jax
 from jax import Array
@@ -12,6 +16,7 @@ import jax.numpy as jnp
 from h2g.errors import InputError
 from h2g.models.vit import ViT
 from h2g.nn.losses import unit
+from h2g.nn.pure import pure
 
 
 class ConditionEmbedding(nnx.Module):
@@ -149,3 +154,44 @@ class Embedder(nnx.Module):
   def __call__(self, images: Array, conditions: Array) -> Array:
     """[B, C, E] from images [B, height, width, 3] and conditions [B, C]."""
     return self.spaces(self.tokens(images), conditions)
+
+
+class Networks(NamedTuple):
+  """One network, or one per attribute (without `embed`), as functions of (params, rest, images).
+
+  init: key -> (params, rest). embed: (.., images [B, ...], conditions [B]) -> [B, E].
+  spaces: (.., images [B, ...]) -> [B, K, E], all attributes.
+  """
+
+  init: Any
+  embed: Any
+  spaces: Any
+
+
+def spaces_of(num: int, settings: dict, scale: Callable[[Array], Array]) -> Networks:
+  """An `Embedder` for `num` attributes, or with read_out "separate" an unconditional one each.
+
+  Args:
+    num: K.
+    settings: of `Embedder`.
+    scale: images uint8 -> what the network takes.
+  """
+  separate = settings["read_out"] == "separate"
+  settings = settings | ({"read_out": "none"} if separate else {})
+  model = pure(lambda rngs: Embedder(num, **settings, rngs=rngs))
+
+  def embed(params, rest, images, conditions):
+    return model.bind(params, rest)(scale(images), conditions[:, None])[:, 0]
+
+  def spaces(params, rest, images, num=num):
+    every = jnp.broadcast_to(jnp.arange(num), (len(images), num))
+    return model.bind(params, rest)(scale(images), every)
+
+  if not separate:
+    return Networks(model.init, embed, spaces)
+
+  def each(params, rest, images):
+    one = lambda params, rest: spaces(params, rest, images, 1)[:, 0]
+    return jax.vmap(one, out_axes=1)(params, rest)
+
+  return Networks(lambda key: jax.vmap(model.init)(jax.random.split(key, num)), None, each)

@@ -49,6 +49,14 @@ class MaskedCrossAttention(nnx.Module):
     asking = self.norm(x) + reading.query_positions[None]
     return asking, keys, flat(reading.memory), mask[:, None]
 
+  def weights(self, x: Array, reading: Reading) -> tuple[Array, Array]:
+    """(weights [B, H, Q, N], values [B, H, N, D / H]) of the attention, all at once."""
+    asking, keys, values, mask = self.arguments(x, reading)
+    of = self.attention
+    q, k, v = of.heads(of.query(asking)), of.heads(of.key(keys)), of.heads(of.value(values))
+    logits = jnp.einsum("bqhd,bnhd->bhqn", q, k) * q.shape[-1] ** -0.5
+    return jax.nn.softmax(jnp.where(mask, logits, -jnp.inf), axis=-1), v.swapaxes(1, 2)
+
   def __call__(self, x: Array, reading: Reading, *, key: Array | None = None) -> Array:
     asking, keys, values, mask = self.arguments(x, reading)
     attend = functools.partial(attention, mask=mask, implementation=self.implementation)

@@ -105,6 +105,27 @@ class ViT(nnx.Module):
       x = block(x, attend=attend, key=block_key)
     return x
 
+  def tokens(self, images: Array, block: int = 0, *, key: Array | None = None) -> Array:
+    """[B, 1 + N, D] (or N), the class token first, as block `block` (from 1) leaves them.
+
+    0: after all blocks and the last norm.
+    """
+    z = self.with_class_token(self.embed(images))
+    z = self.encode(z, blocks=self.blocks[:block] if block else None, key=key)
+    return z if block else self.norm(z)
+
   def __call__(self, images: Array, *, key: Array | None = None) -> Array:
     """Returns tokens [B, 1 + N, D] (or N) after the last norm, the class token first."""
-    return self.norm(self.encode(self.with_class_token(self.embed(images)), key=key))
+    return self.tokens(images, key=key)
+
+
+class ViTClassifier(nnx.Module):
+  """W z_cls: a vision transformer that classifies by its class token."""
+
+  def __init__(self, num_classes: int, *, rngs: nnx.Rngs, **vit):
+    self.vit = ViT(**vit, rngs=rngs)
+    self.head = nnx.Linear(self.vit.to_tokens.out_features, num_classes, rngs=rngs)
+
+  def __call__(self, images: Array) -> Array:
+    """[B, classes] from images [B, height, width, channels]."""
+    return self.head(self.vit(images)[:, 0])

@@ -1,5 +1,6 @@
 """Contrastive prediction: tell the true target from others drawn at random."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -65,3 +66,40 @@ def info_nce(
   scores = jnp.concatenate([own[:, None], against], axis=1) / temperature
   loss = jax.nn.logsumexp(scores, axis=1) - scores[:, 0]
   return Contrast(loss, own > jax.lax.stop_gradient(against.max(1)))
+
+
+class NextSums(NamedTuple):
+  """Sums over the valid tokens, float32: loss; top1; copied, top1 of the last token in place of the
+  prediction; num, how many there are."""
+
+  loss: Array
+  top1: Array
+  copied: Array
+  num: Array
+
+
+def next_in_group(
+  tokens: Array, pred: Array, mask: Array, key: Array, *, each: int, **nce
+) -> NextSums:
+  """`info_nce` of every token from the prediction one segment before, among its group's tokens.
+
+  Args:
+    tokens: [B, T, C, D] float; each `each` rows of B are a group, of one subject.
+    pred: [B, T, C, D] float; what stands at t predicts token t + 1.
+    mask: [B, C] bool, channels that are there.
+    key: PRNG key of the negatives.
+    nce: num_negatives and temperature.
+  """
+  here = jnp.broadcast_to(mask[:, None], tokens.shape[:3])[:, 1:]
+  groups = lambda x: x.reshape(len(tokens) // each, -1, *x.shape[3:])
+  last = groups(jax.lax.stop_gradient(tokens[:, :-1]))
+  given = groups(pred[:, :-1]), groups(tokens[:, 1:]), groups(here), last
+
+  def one(pred, target, valid, last, key):
+    nce_of = functools.partial(info_nce, target=target, key=key, valid=valid, **nce)
+    found, copied = nce_of(pred), nce_of(last)
+    count = lambda x: jnp.where(valid, x, jnp.zeros_like(x)).sum(dtype=jnp.float32)
+    return NextSums(*map(count, (*found, copied.top1)), num=valid.sum(dtype=jnp.float32))
+
+  sums = jax.vmap(one)(*given, jax.random.split(key, len(last)))
+  return jax.tree.map(lambda x: x.sum(0), sums)

@@ -19,6 +19,13 @@ class Segments(NamedTuple):
   classes: Array
 
 
+def class_map(segments: Segments) -> Array:
+  """[B, height, width] int32: the class of each pixel's segment, -1 where it has none."""
+  flat = segments.map.astype(jnp.int32).reshape(len(segments.map), 1, -1)
+  found = jnp.take_along_axis(segments.classes[:, None], flat, -1).reshape(segments.map.shape)
+  return jnp.where(segments.map < 0, -1, found)
+
+
 def semantic_map(class_logits: Array, mask_logits: Array) -> Array:
   """[B, height, width] int32: argmax_k sum_q p_q(k) sigmoid(mask_q).
 

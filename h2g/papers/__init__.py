@@ -12,3 +12,4 @@ from h2g.papers.claims import Finding as Finding
 from h2g.papers.claims import Runs as Runs
 from h2g.papers.readme import Paper as Paper
 from h2g.papers.readme import papers as papers
+from h2g.papers.speed import in_turns as in_turns

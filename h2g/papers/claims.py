@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from h2g.errors import InputError
@@ -32,6 +33,11 @@ class Finding(NamedTuple):
   def at_most(cls, name: str, value: float, limit: float) -> "Finding":
     """`name` must be at most a number; NaN does not hold."""
     return cls(f"{name} <= {limit:.4g}", bool(value <= limit), f"{value:.4g}")
+
+  @classmethod
+  def above(cls, name: str, one: float, other: float) -> "Finding":
+    """`name`, the difference of two numbers, must be positive; NaN does not hold."""
+    return cls(f"{name} > 0", bool(one > other), f"{one - other:.4g} ({one:.4g}, {other:.4g})")
 
 
 class Runs:
@@ -85,6 +91,17 @@ class Runs:
     config = self.config(variant)
     experiment = module(f"experiments.{self.slug}.experiment").build(config)
     return experiment, *train.restore_best(experiment, config, self.folder(variant))
+
+  def seeds(self, variant: str) -> list[tuple]:
+    """(params, rest) of each seed of the trained variant."""
+    _, *trained = self.restore(variant)
+    num = len(jax.tree.leaves(trained)[0])
+    return [jax.tree.map(lambda leaf, s=seed: leaf[s], tuple(trained)) for seed in range(num)]
+
+  def metrics(self, variant: str) -> dict[str, float]:
+    """Means over seeds of all that the variant was tested on (`test/pq`, `train/accuracy`)."""
+    found = self.results(variant)["metrics"]
+    return {name: float(np.mean([seed[name] for seed in found])) for name in found[0]}
 
   @functools.cache  # noqa: B019  (one object a process)
   def test(self, variant: str) -> np.ndarray:

@@ -6,8 +6,9 @@ was stopped, and returns what `results.json` holds. Nothing here knows a model o
 
 from h2g.train.experiment import Batch
 from h2g.train.experiment import Experiment
+from h2g.train.experiment import resident
 
-__all__ = ["Batch", "Experiment", "restore_best", "restore_params", "run"]
+__all__ = ["Batch", "Experiment", "resident", "restore_best", "restore_params", "run", "start_from"]
 
 
 def run(experiment: Experiment, config, workdir, **kwargs) -> dict:
@@ -22,6 +23,13 @@ def restore_best(experiment: Experiment, config, workdir):
   from h2g.train import loop
 
   return loop.restore_best(experiment, config, workdir)
+
+
+def start_from(workdir, build, config):
+  """`key -> params` of the same seed of a finished run; see `h2g.train.start.start_from`."""
+  from h2g.train import start
+
+  return start.start_from(workdir, build, config)
 
 
 def restore_params(workdir, like, **kwargs):

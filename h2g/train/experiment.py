@@ -7,6 +7,7 @@ from typing import Any
 from typing import NamedTuple
 
 from jax import Array
+import numpy as np
 
 
 class Batch(NamedTuple):
@@ -21,6 +22,11 @@ class Batch(NamedTuple):
 
   shared: Any
   own: Any
+
+
+def resident(shared: Any) -> Callable[[tuple[int, ...]], Batch]:
+  """`seeds -> Batch` of arrays that stay on the device; seeds differ by their keys alone."""
+  return lambda seeds: Batch(shared=shared, own=np.zeros((len(seeds), 1), np.float32))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,11 +8,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from configs.dcal import get_config
-from experiments.dcal.claim import above
-from experiments.dcal.claim import mark_patches
 from experiments.dcal.experiment import build
-from experiments.dcal.model import DCALViT
+from h2g.data.birds import mark_patches
 from h2g.errors import InputError
+from h2g.models.dcal import DCALViT
 from h2g.nn.pure import pure
 from h2g.ops.rollout import attention_rollout
 from h2g.train.__main__ import main
@@ -96,7 +95,6 @@ def test_an_unknown_part_is_named(settings, message):
 def test_marks_lie_in_patches():
   marked = mark_patches(np.array([[0, 0], [3, 3], [4, 7]]), 4, 12)
   assert [np.flatnonzero(row).tolist() for row in marked] == [[0], [0, 1, 3, 4], [4, 5]]
-  assert above("x", 0.2, 0.1).holds and not above("x", float("nan"), 0.1).holds
 
 
 SHRUNK = ("data.train=4", "data.val=2", "data.test=2", "batch_size=8", "num_seeds=1")

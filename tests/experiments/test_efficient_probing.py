@@ -9,6 +9,7 @@ import pytest
 
 from configs.efficient_probing import get_config
 from experiments.efficient_probing import claim
+from experiments.efficient_probing import encoder
 from experiments.efficient_probing.experiment import build
 from h2g import train
 from h2g.errors import InputError
@@ -58,7 +59,7 @@ def test_the_encoder_is_trained_once_and_probed(tmp_path):
 def test_the_control_is_trained_to_classify(tmp_path):
   runs = Small("efficient_probing", tmp_path, bar=False)
   config = runs.config("encoder,objective=cls")
-  result = train.run(build(config), config, tmp_path / "x", bar=False)
+  result = train.run(encoder.build(config), config, tmp_path / "x", bar=False)
   assert result["metric"] == "accuracy"
   assert runs.config("tiny,objective=cls").encoder.workdir.endswith("encoder,objective=cls")
 

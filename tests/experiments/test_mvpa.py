@@ -8,11 +8,11 @@ import pytest
 from configs.mvpa import get_config
 from configs.mvpa import MODELS
 from experiments.mvpa.claim import apart
-from experiments.mvpa.claim import at_most
 from experiments.mvpa.claim import memory
 from experiments.mvpa.experiment import build
 from experiments.mvpa.experiment import summarise
 from h2g.errors import InputError
+from h2g.papers import Runs
 from h2g.train.__main__ import main
 
 SIZES = ("data.length=3", "data.subjects=1", "data.each=2", "data.test_windows=2")
@@ -34,6 +34,15 @@ def test_a_small_run_predicts_and_another_goes_on_from_it(tmp_path):
   start = f"tiny,task=classify,tune=lora,start={tmp_path / 'predict'}"
   second = train(tmp_path / "classify", start)
   assert second["metric"] == "f1" and "test/kappa" in second["metrics"][0]
+
+
+def test_what_is_gone_on_from_is_found_by_its_variant(tmp_path):
+  runs = Runs("mvpa", tmp_path)
+  first = "tiny,model=vanilla"
+  assert runs.config(f"{first},task=classify").start.workdir == str(runs.folder(first))
+  assert not get_config(f"{first},task=classify").start.workdir and not get_config(first).start
+  with pytest.raises(InputError, match="holds no run: give its folder"):
+    build(runs.config(f"{first},task=classify"))
 
 
 def test_the_recording_of_eeg_is_served_as_well(tmp_path, data_dir):
@@ -67,4 +76,3 @@ def test_what_is_measured_by_hand():
   labels = np.array([0, 1, 1, 0])
   found = summarise({"val": {"labels": labels, "predicted": labels}})
   assert found == {"val/f1": 1.0, "val/kappa": 1.0, "val/accuracy": 1.0}
-  assert at_most("x", 0.1, 0.2).holds and not at_most("x", float("nan"), 0.2).holds
