@@ -5,8 +5,6 @@ from pathlib import Path
 import subprocess
 import sys
 
-import pytest
-
 PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np
 from h2g.graph.sharded_features import gather_rows, shard_rows
@@ -48,7 +46,6 @@ print("same")
 """
 
 
-@pytest.mark.smoke
 def test_on_two_four_and_eight_devices():
   flags = "--xla_force_host_platform_device_count=8 --xla_llvm_disable_expensive_passes=true"
   environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}

@@ -33,7 +33,6 @@ def segments(channels=4, length=4, batch=2):
   return jnp.asarray(rng.normal(size=(batch, length, channels, 16)), jnp.float32)
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("kind", ["mvpa", "vanilla", "axial", "independent"])
 def test_the_past_does_not_see_what_comes(kind):
   run, _ = model(attention=kind)

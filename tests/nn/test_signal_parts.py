@@ -26,7 +26,6 @@ PERIODIC = np.array([
 ])  # fmt: skip
 
 
-@pytest.mark.smoke
 def test_the_transform_is_orthogonal_and_kills_polynomials():
   matrix = np.asarray(wavelets.wavedec_db4(jnp.eye(64)))
   np.testing.assert_allclose(matrix @ matrix.T, np.eye(64), atol=1e-5)

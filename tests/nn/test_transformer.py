@@ -89,7 +89,6 @@ def test_positions_tell_row_from_column():
     sincos_2d(2, 2, 6)
 
 
-@pytest.mark.smoke
 def test_the_vision_transformer_is_its_parts():
   model = ViT(image_size=8, patch=4, channels=1, dim=8, num_layers=2, num_heads=2, rngs=nnx.Rngs(0))
   images = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))

@@ -119,7 +119,7 @@ def test_finite_differences_and_transforms():
   contract.transforms(*swap(case_of("sinks", 37), "xla"))
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [(0, 0, 0, None), (1, 1, 1, 0)])
 def test_shards(axes):
   contract.shards(*swap(case_of("sinks", 37), "xla"), axes=axes)

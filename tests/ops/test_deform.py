@@ -21,7 +21,6 @@ def case(implementation, x, points):
   return bilinear(x, points, implementation=implementation)
 
 
-@pytest.mark.smoke
 def test_the_contract_of_samples():
   contract.agrees(case, "xla", arrays())
   contract.matches_finite_differences(case, "xla", arrays())

@@ -100,7 +100,7 @@ def test_agrees_with_float64(kind, queries, keys, softcap):
   contract.agrees(function, NAME, example(queries, keys)[:3])
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_sinks(dtype):
   contract.agrees(functools.partial(case, kind="by_head"), NAME, example(63, 65), dtype=dtype)

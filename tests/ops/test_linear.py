@@ -103,7 +103,6 @@ def swap(pair, implementation):
 
 
 @pytest.mark.few("by step")
-@pytest.mark.smoke
 @pytest.mark.parametrize("name", ["constant", "by step"])
 def test_bfloat16(name):
   contract.agrees(*swap(case_of(name, 65, chunk_size=16), "xla"), dtype=jnp.bfloat16)
@@ -116,7 +115,7 @@ def test_finite_differences(name):
   contract.matches_finite_differences(case, "xla", arrays, step=3e-3)
 
 
-@pytest.mark.few("by step")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["constant", "by step"])
 def test_transforms_and_shards(name):
   case, arrays = case_of(name, 37, chunk_size=8)
@@ -141,7 +140,7 @@ def test_shard_map_edge(spec):
   assert jax.jit(call)(*placed).sharding.is_equivalent_to(sharding, 4)
 
 
-@pytest.mark.few("by step-3")
+@pytest.mark.slow
 @pytest.mark.parametrize("group", [1, 3])
 @pytest.mark.parametrize("name", ["constant", "by step"])
 def test_groups_of_chunks(name, group, monkeypatch):
@@ -405,7 +404,6 @@ def test_gpu_kernels_agree_with_float64(length, gpu_interpreted):
   contract.agrees(*swap(gpu_case(length), "mosaic_gpu"), dtype=jnp.bfloat16)
 
 
-@pytest.mark.smoke
 def test_gpu_kernels_give_the_same_bits_and_run_both_ways(gpu_interpreted):
   case, arrays = gpu_case(150, width=128)
   arrays = [jnp.asarray(x, jnp.bfloat16) for x in arrays]

@@ -62,7 +62,6 @@ def by_loops(q, k, v, k_time, k_chan, u, w, z, *, window, last_full=True, mask=N
 
 
 @pytest.mark.few("xla")
-@pytest.mark.smoke
 @pytest.mark.parametrize("implementation", ["reference", "xla", "attention"])
 def test_it_is_the_definition(implementation):
   mask = np.array([[True, True, True], [True, False, True]])
@@ -113,6 +112,7 @@ def test_what_is_computed_again_is_the_same(monkeypatch):
   jax.tree.map(close, run(), kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["xla", SLOW])
 def test_a_window_as_long_as_the_recording_is_dense(implementation):
   x = floats(length=6)
@@ -134,6 +134,7 @@ def test_one_channel_has_no_channel_term():
   close(got[:, :, 0], attention(q[:, :, 0] + wide, k[:, :, 0], v[:, :, 0], mask=causal))
 
 
+@pytest.mark.few("xla")
 @pytest.mark.parametrize("implementation", ["reference", "xla", SLOW])
 def test_padded_channels_equal_cropping(implementation):
   """Rows of the channel table are counted from its end, so cropping drops its first rows."""

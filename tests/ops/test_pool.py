@@ -20,7 +20,7 @@ def case(implementation, x, queries, values, mask=None):
   return multi_query_pool(x, queries, values, mask=mask, implementation=implementation).out
 
 
-@pytest.mark.few("65-float32", "1-float32")
+@pytest.mark.few("65-float32")
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("tokens", [1, 63, 65, 257])
 def test_xla_agrees_with_float64(tokens, dtype):
@@ -28,7 +28,6 @@ def test_xla_agrees_with_float64(tokens, dtype):
 
 
 @pytest.mark.few("xla")
-@pytest.mark.smoke
 @pytest.mark.parametrize("implementation", ["xla", "reference"])
 def test_gradients_and_transforms(implementation):
   contract.matches_finite_differences(case, implementation, arrays())

@@ -98,7 +98,7 @@ def swap(pair, implementation):
   return case, implementation, arrays
 
 
-@pytest.mark.few("device-65", "selected-65", "documents-63", "window-257")
+@pytest.mark.few("device-65", "window-257")
 @pytest.mark.parametrize(
   "name, length",
   [
@@ -115,13 +115,13 @@ def test_agrees_with_float64(name, length):
   contract.agrees(*swap(case_of(name, length), "xla"))
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name, size", [("device", (1, 8)), ("selected", (64, 64))])
 def test_other_block_sizes(name, size):
   contract.agrees(*swap(case_of(name, 33, size), "xla"))
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name, parts", [("device", 2), ("by head", 1)])
 def test_several_turns_over_rows_in_order_of_length(name, parts, monkeypatch):
   monkeypatch.setattr(sparse.xla, "_TILE_BYTES", dict(cpu=1))
@@ -130,7 +130,7 @@ def test_several_turns_over_rows_in_order_of_length(name, parts, monkeypatch):
   contract.agrees(*swap(case_of(name, 100), "xla"))
 
 
-@pytest.mark.smoke
+@pytest.mark.slow
 def test_bfloat16():
   contract.agrees(*swap(case_of("documents", 65), "xla"), dtype=jnp.bfloat16)
 
@@ -143,7 +143,7 @@ def test_transforms():
   contract.transforms(*swap(case_of("device", 37), "xla"))
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name, axis", [("device", 0), ("by head", 2)])
 def test_shards(name, axis):
   contract.shards(*swap(case_of(name, 37), "xla"), axes=(axis,) * 3)

@@ -66,6 +66,7 @@ def test_agrees_with_float64(dtype, options):
     contract.agrees(functools.partial(case, **options), NAME, arrays(), dtype=dtype)
 
 
+@pytest.mark.slow
 def test_same_bits_under_jit_and_vmap():
   with dispatch.interpreting():
     contract.transforms(functools.partial(case, causal=True), NAME, arrays())

@@ -39,7 +39,7 @@ def test_contract(offsets):
   contract.shards(case, "xla", arrays(256 + 2), axes=(None, None, None))
 
 
-@pytest.mark.few("63")
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 63, 65, 128, 257])
 def test_odd_sizes_with_offsets_on_the_device(rows):
   """The types' ends fall inside tiles, on their edges, and past the last."""

@@ -37,6 +37,7 @@ import jax.numpy as jnp
 
 from h2g.ops import dispatch
 from h2g.ops import tiles
+from h2g.ops.linear.call import from_passes
 from h2g.ops.linear.call import Spec
 
 NAME = "mosaic_gpu"
@@ -100,27 +101,7 @@ class _Plan:
   interpret: bool
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(plan: _Plan, q, k, v, decay, state):
-  return _scan(plan, q, k, v, decay, state)
-
-
-def _attend_forward(plan: _Plan, q, k, v, decay, state):
-  learned = decay.perturbed
-  arrays = tuple(x.value for x in (q, k, v, decay, state))
-  # An array in place of a flag: residuals are arrays, and its shape is static.
-  mark = jnp.zeros((int(learned),), jnp.float32)
-  return _scan(plan, *arrays), (*arrays, mark)
-
-
-def _attend_backward(plan: _Plan, saved, cotangents):
-  q, k, v, decay, state, mark = saved
-  g_out, g_state = (
-    jnp.zeros(x.aval.shape, x.aval.dtype)
-    if isinstance(x, jax.custom_derivatives.SymbolicZero)
-    else x
-    for x in cotangents
-  )
+def _backward(plan: _Plan, q, k, v, decay, state, g_out, g_state, learned: bool):
   g_out = g_out.astype(q.dtype)
   turn = lambda x: jnp.swapaxes(x, 2, 3)
   plan = dataclasses.replace(plan, out_dtype=q.dtype)
@@ -130,12 +111,9 @@ def _attend_backward(plan: _Plan, saved, cotangents):
   dk, _ = _scan(plan, v, g_out, q, decay, turn(later), reverse=True)
   dv, d_state = _scan(plan, k, q, g_out, decay, later, reverse=True)
   d_decay = jnp.zeros_like(decay)
-  if mark.shape[0]:
+  if learned:
     d_decay = _decay_gradient(q, k, v, g_out, decay, state, g_state, plan.scale)
   return dq, dk, dv, d_decay, d_state * plan.scale
-
-
-_attend.defvjp(_attend_forward, _attend_backward, symbolic_zeros=True)
 
 
 def _decay_gradient(q, k, v, g_out, decay, state, g_state, scale: float) -> Array:
@@ -390,3 +368,6 @@ def _product(shape: tuple[int, int], a, b) -> Array:
     return acc[...]
 
   return pl.run_scoped(run, plgpu.ACC(shape, jnp.float32))
+
+
+_attend = from_passes(_scan, _backward)

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 
 from h2g.ops import dispatch
 from h2g.ops import tiles
+from h2g.ops.linear.call import from_passes
 from h2g.ops.linear.call import Spec
 
 NAME = "mosaic_tpu"
@@ -92,36 +93,12 @@ class _Plan:
   interpret: bool
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(plan: _Plan, q, k, v, decay, state):
-  return _forward_pass(plan, q, k, v, decay, state)
-
-
-def _attend_forward(plan: _Plan, q, k, v, decay, state):
-  learned = decay.perturbed
-  arrays = tuple(x.value for x in (q, k, v, decay, state))
-  # An array in place of a flag: residuals are arrays, and its shape is static.
-  mark = jnp.zeros((int(learned),), jnp.float32)
-  return _forward_pass(plan, *arrays), (*arrays, mark)
-
-
-def _attend_backward(plan: _Plan, saved, cotangents):
-  q, k, v, decay, state, mark = saved
-  g_out, g_state = (
-    jnp.zeros(x.aval.shape, x.aval.dtype)
-    if isinstance(x, jax.custom_derivatives.SymbolicZero)
-    else x
-    for x in cotangents
-  )
-  learned = mark.shape[0] == 1
+def _backward(plan: _Plan, q, k, v, decay, state, g_out, g_state, learned: bool):
   g_out = g_out.astype(q.dtype)
   dq, states = _query_pass(plan, g_out, k, v, decay, state, learned)
   dk, dv, d_state, d_decay = _key_pass(plan, q, k, v, g_out, decay, g_state, states)
   d_decay = jnp.zeros_like(decay) if d_decay is None else d_decay[:, :, 0, 0].sum(0)
   return dq, dk, dv, d_decay.astype(decay.dtype), d_state
-
-
-_attend.defvjp(_attend_forward, _attend_backward, symbolic_zeros=True)
 
 
 # One kernel body per pass. Refs: tiles [C, D], the decay [1, 128] (all lanes the same), the state
@@ -389,3 +366,6 @@ def _key_pass(plan: _Plan, q, k, v, g_out, decay, g_state, states):
     *states,
   )
   return layout.unplace(dk), layout.unplace(dv), d_state, d_decay[0] if d_decay else None
+
+
+_attend = from_passes(_forward_pass, _backward)
