@@ -45,6 +45,7 @@ def test_bfloat16_parameters_compute_in_bfloat16_and_give_float32_logits():
   np.testing.assert_allclose(half, call(params, TOKENS), atol=0.02)
 
 
+@pytest.mark.slow
 def test_computing_again_changes_no_gradient():
   grads = {}
   for remat in ("none", "full", "dots"):

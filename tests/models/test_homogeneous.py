@@ -292,6 +292,7 @@ def test_label_propagation_has_no_parameters_and_no_opinion_without_labels():
   np.testing.assert_allclose(jax.jit(module)(GRAPH.with_incoming()), np.log(1 / 3), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_lsgnn_cut_into_blocks_of_edges_is_the_same(monkeypatch):
   from h2g.models import lsgnn
 

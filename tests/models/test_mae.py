@@ -23,6 +23,7 @@ SMALL = dict(
 )
 
 
+@pytest.mark.slow
 def test_masked_pixels_are_scored_and_never_seen():
   model = pure(lambda rngs: MaskedAutoencoder(**SMALL, rngs=rngs))
   params, rest = model.init(jax.random.key(0))

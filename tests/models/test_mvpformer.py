@@ -45,6 +45,7 @@ def test_the_past_does_not_see_what_comes(kind):
   assert changed[2] and changed[0] == (kind != "independent")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("settings", [dict(anchor="zero"), dict(), dict(attention="vanilla")])
 def test_padded_channels_equal_cropping(settings):
   run, _ = model(**settings)
@@ -66,6 +67,7 @@ def test_without_relative_terms_nothing_says_which_channel_it_is():
   assert alike() > 1e-3 and alike(attention="vanilla") > 1e-3
 
 
+@pytest.mark.slow
 def test_the_classifier_pools_the_last_segment_and_trains_what_it_says():
   run, params = model(MVPFormerClassifier, lora_rank=2)
   x = segments()

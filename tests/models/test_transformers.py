@@ -87,6 +87,7 @@ def dense_goat(m):
   return linear(m.head, relu(norm(m.down_norm, linear(m.down, out))))[T]
 
 
+@pytest.mark.slow
 def test_goat_attends_to_neighbours_and_codebook():
   module = made(models.GOAT, dim=8, num_heads=2, head_dim=3, num_centroids=5)
   np.testing.assert_allclose(run(module, GRAPH), dense_goat(module), atol=1e-4, rtol=1e-4)
@@ -208,6 +209,7 @@ def dense_gophormer(m, tokens, real):
   return np.stack(out)
 
 
+@pytest.mark.few("2")
 @pytest.mark.parametrize("num_layers", [1, 2])
 def test_gophormer_attends_among_drawn_tokens_biased_by_proximity(num_layers):
   graph = GRAPH.with_incoming()

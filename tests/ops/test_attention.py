@@ -155,6 +155,7 @@ def test_bfloat16_and_auto():
   contract.agrees(case, None, arrays, dtype=jnp.bfloat16)
 
 
+@pytest.mark.slow
 def test_finite_differences_transforms_and_shards(form):
   form("unrolled")
   case, arrays = case_of("softcap")
@@ -172,7 +173,7 @@ def flat_statistics(result):
 WANTED = dict(return_lse=True, return_column_mass=True, return_entropy=True, top_keys=3)
 
 
-@pytest.mark.few("padding-dynamic")
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "name, how",
   [("softcap", "looped"), ("dropout", "unrolled"), ("padding", "dynamic"), ("window", "unrolled")],

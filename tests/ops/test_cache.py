@@ -114,6 +114,7 @@ def test_bfloat16(name):
   contract.agrees(*swap(case_of(name, 65), "xla"), dtype=jnp.bfloat16)
 
 
+@pytest.mark.slow
 def test_finite_differences_and_transforms():
   contract.matches_finite_differences(*swap(case_of("sinks", 37), "xla"), step=3e-3)
   contract.transforms(*swap(case_of("sinks", 37), "xla"))

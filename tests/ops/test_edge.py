@@ -68,6 +68,7 @@ def test_attention_dtypes(dtype):
   contract.agrees(attention_case(index), "xla", arrays, dtype=dtype, grads=dtype == jnp.float32)
 
 
+@pytest.mark.slow
 def test_attention_finite_differences_transforms_and_shards():
   index, *arrays = example(heads=4)
   case = attention_case(index)
@@ -179,6 +180,7 @@ def test_complete_graph_equals_dense_attention():
   np.testing.assert_allclose(edge_attention(q, k, v, index), dense, atol=1e-6)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("weighted", [True, False])
 def test_sum_meets_the_contract(weighted):
   index, _, _, v, bias = example(capacity=300)
@@ -219,7 +221,7 @@ def two_devices(*spec):
   return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
 
 
-@pytest.mark.few("attention with bias")
+@pytest.mark.slow
 @pytest.mark.parametrize("op", ["attention", "attention with bias", "sum of heads", "flat sum"])
 def test_shard_map_edge(op):
   """Two devices give what one gives, forward and backward, and none gathers another's heads."""

@@ -191,6 +191,7 @@ def test_state_at_the_length_and_zero_output_past_it():
   np.testing.assert_allclose(alone, out, atol=1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None)
 @given(st.sampled_from([1, 7]), st.sampled_from([1, 13]), st.integers(0, 1000))
 def test_chunks_and_cuts_do_not_matter(chunk, cut, seed):

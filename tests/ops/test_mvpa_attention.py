@@ -88,6 +88,7 @@ def test_xla_agrees_with_float64(sizes, settings, dtype):
   contract.agrees(case(**settings), "xla", arrays(**sizes), dtype=dtype)
 
 
+@pytest.mark.slow
 def test_gradients_and_transforms():
   contract.matches_finite_differences(case(window=1), "xla", arrays(length=3))
   contract.transforms(case(window=1), "xla", arrays(length=3))

@@ -139,6 +139,7 @@ def test_finite_differences():
   contract.matches_finite_differences(*swap(case_of("documents", 37), "xla"), step=3e-3)
 
 
+@pytest.mark.slow
 def test_transforms():
   contract.transforms(*swap(case_of("device", 37), "xla"))
 

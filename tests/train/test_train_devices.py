@@ -16,6 +16,7 @@ from h2g.train.step import Programs
 from h2g.train.step import seed_keys
 
 
+@pytest.mark.slow
 def test_one_four_and_eight_devices_give_the_same_curve(tmp_path):
   """The command line with three seeds: padded to four and to eight."""
   runs = {devices: harness.spawn(tmp_path / str(devices), devices=devices) for devices in (1, 4, 8)}

@@ -41,6 +41,7 @@ def sigterm_at(monkeypatch):
   return arrange
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("variant", ["full", "stream"])
 def test_sigterm_saves_and_the_command_goes_on(variant, finished, tmp_path, sigterm_at, capsys):
   folder = tmp_path / "run"

@@ -59,6 +59,7 @@ def assert_one_curve(found: list[dict]) -> None:
     assert other["share"] < (0.75 if split > 1 else 1.01), other  # sharded, moments too
 
 
+@pytest.mark.few("text")
 @pytest.mark.parametrize("workload", FAST)
 def test_meshes_give_one_curve(workload):
   assert_one_curve(spawn(workload, *FAST[workload]))
