@@ -121,6 +121,7 @@ def test_a_graph_that_cannot_be_used_is_one_line_and_nothing_written(
   assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
   "variant, override, message",
   [

@@ -134,7 +134,7 @@ def test_a_published_checkpoint_fills_the_full_network():
     convert.fill(tree, tensors, names.table("resnet50"), source="r50.npz")
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["stdc1", "stdc2"])
 def test_every_layer_of_stdc_has_a_rule(network):
   config = get_config(f"full,network={network}")

@@ -45,7 +45,7 @@ def test_the_past_does_not_see_what_comes(kind):
   assert changed[2] and changed[0] == (kind != "independent")
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [dict(anchor="zero"), dict(), dict(attention="vanilla")])
 def test_padded_channels_equal_cropping(settings):
   run, _ = model(**settings)

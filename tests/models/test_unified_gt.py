@@ -121,6 +121,7 @@ def test_permuting_nodes_permutes_logits(make):
   np.testing.assert_allclose(model(shuffled.with_incoming()), expected, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_one_type_and_one_relation_equal_the_untyped_transformer():
   """With one node type and one relation, H2G-former is an ordinary masked transformer."""
   rng = np.random.default_rng(0)

@@ -126,7 +126,7 @@ def test_shards(axes):
   contract.shards(*swap(case_of("sinks", 37), "xla"), axes=axes)
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [("x",), (None, "x")])
 def test_shard_map_edge(spec):
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("x",))

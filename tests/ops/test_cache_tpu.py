@@ -55,16 +55,19 @@ def interpreted(request):
     yield
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("rows, options", [(1, {}), (63, dict(softcap=1.5)), (2117, {})])
 def test_agrees_with_float64(rows, options):
   contract.agrees(functools.partial(case, **options), NAME, example(rows)[:3])
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_sinks(dtype):
   contract.agrees(case, NAME, example(65), dtype=dtype)
 
 
+@pytest.mark.slow
 def test_transforms_and_two_devices():
   contract.transforms(case, NAME, example(37))
   arrays = example(37)

@@ -102,7 +102,7 @@ def swap(pair, implementation):
   return case, implementation, arrays
 
 
-@pytest.mark.few("by step")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["constant", "by step"])
 def test_bfloat16(name):
   contract.agrees(*swap(case_of(name, 65, chunk_size=16), "xla"), dtype=jnp.bfloat16)

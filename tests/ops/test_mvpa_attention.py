@@ -70,6 +70,7 @@ def test_it_is_the_definition(implementation):
   close(got, want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "sizes, settings, dtype",
   [

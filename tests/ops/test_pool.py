@@ -27,7 +27,7 @@ def test_xla_agrees_with_float64(tokens, dtype):
   contract.agrees(case, "xla", arrays(tokens=tokens), dtype=dtype)
 
 
-@pytest.mark.few("xla")
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["xla", "reference"])
 def test_gradients_and_transforms(implementation):
   contract.matches_finite_differences(case, implementation, arrays())

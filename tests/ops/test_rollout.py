@@ -29,6 +29,7 @@ def test_the_product_by_hand():
   np.testing.assert_allclose(got, mixed[2] @ mixed[1] @ mixed[0], atol=1e-6)
 
 
+@pytest.mark.few(2)
 @pytest.mark.smoke
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("tokens, row", [(1, 0), (65, 0), (130, 7)])

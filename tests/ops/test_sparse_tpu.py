@@ -53,6 +53,7 @@ def case(implementation, q, k, v, *, lists=1, on_device=False, causal=False, sof
   return jnp.concatenate([found.out.ravel(), lse.astype(found.out.dtype).ravel()])
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
   "dtype, options",
   [

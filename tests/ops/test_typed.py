@@ -84,7 +84,7 @@ def test_refusals_name_the_shapes():
     typed_linear(x, w, offsets=OFFSETS, implementation="mosaic_gpu")
 
 
-@pytest.mark.few("False")
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_shard_map_edge(dynamic):
   """Columns out over two devices: what one gives, and no gathering."""
