@@ -8,7 +8,7 @@ A variant is a name, then options: `celegans`, `celegans,label=transmitter`, `ce
 `tiny,dataset=worldcup`, `dataset=twitch,graph=DE` (every set and its options: configs/datasets.py).
 
   celegans   ten seeds, each with its own 60/20/20 split, trained together on the whole graph
-  fast       three seeds, evaluated every ten steps: what the benchmark runs on many graphs
+  fast       three seeds, half the steps: what the benchmark runs on many graphs
   sampled    the same graph through HGT sampling, batches padded to a handful of shapes; three seeds
   tiny       two seeds, a few steps: for a first look
   full       the published settings (width 256, 3 layers, 8 heads, HGT sampling); give an own graph:
@@ -314,7 +314,7 @@ def get_config(variant: str = "celegans") -> ConfigDict:
 
   if name == "fast":
     config.num_seeds = 3
-    config.train.update(eval_every=10, steps_per_call=10)
+    config.train.update(steps=60, eval_every=10, steps_per_call=10)
   if name == "tiny":
     config.num_seeds = 2
     config.train.steps = 30
