@@ -79,7 +79,8 @@ def _full() -> ConfigDict:
   config = common.trainer(
     steps=20 * 100_000 // 64,
     eval_every=100_000 // 64,
-    lr=1e-5,
+    lr=1e-4,
+    rates=(("^vit/", 0.1),),
     optimizer="adam",
     compute_dtype="bfloat16",
   )

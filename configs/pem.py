@@ -99,6 +99,7 @@ def tiny():
 def full(ade20k: bool, data_dir: str):
   steps, lr = (160_000, 4e-4) if ade20k else (90_000, 7e-4)
   config = common.transformer(steps=steps, eval_every=5000, lr=lr, clip_norm=0.01)
+  config.train.rates = (("^backbone/", 0.1),)
   config.num_points = 12_544
   config.inference = ConfigDict({"threshold": 0.8, "overlap": 0.8})
   config.data = ConfigDict(

@@ -1,8 +1,11 @@
 """The optimiser of one seed, from the settings."""
 
+import re
+
 import jax
 import optax
 
+from h2g.errors import InputError
 from h2g.train.settings import Settings
 
 
@@ -23,7 +26,7 @@ def make_schedule(settings: Settings) -> optax.Schedule:
 
 
 def make_optimizer(settings: Settings) -> optax.GradientTransformation:
-  """Gradient clipping, then the named optimiser under its schedule."""
+  """Gradient clipping, then the named optimiser under its schedule, then rates by parameter."""
   schedule = make_schedule(settings)
   mask = None if settings.decay == "all" else _matrices
   decay = settings.weight_decay
@@ -36,9 +39,35 @@ def make_optimizer(settings: Settings) -> optax.GradientTransformation:
     ),
     "lars": lambda: _lars(schedule, decay, mask, settings.momentum),
   }[settings.optimizer]()
-  if settings.clip_norm:
-    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), main)
-  return main
+  before = [optax.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm else []
+  after = [_by_path(settings.rates)] if settings.rates else []
+  return optax.chain(*before, main, *after) if before or after else main
+
+
+def _by_path(rates: tuple[tuple[str, float], ...]) -> optax.GradientTransformation:
+  """Multiplies each parameter's update by the factor of the first pattern found in its path.
+
+  InputError where a pattern is the first of no parameter: a misspelt one would change nothing.
+  """
+
+  def scale(updates, params=None):
+    del params
+    used = set()
+
+    def one(path, update):
+      name = jax.tree_util.keystr(path, simple=True, separator="/")
+      for pattern, factor in rates:
+        if re.search(pattern, name):
+          used.add(pattern)
+          return update * factor
+      return update
+
+    scaled = jax.tree_util.tree_map_with_path(one, updates)
+    if unused := [pattern for pattern, _ in rates if pattern not in used]:
+      raise InputError(f"config.train.rates: {unused[0]!r} is found in no parameter's path")
+    return scaled
+
+  return optax.stateless(scale)
 
 
 def _lars(schedule, decay, mask, momentum) -> optax.GradientTransformation:

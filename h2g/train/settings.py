@@ -32,6 +32,8 @@ class Settings:
     zero at the last step; warmup: steps from zero to the peak; weight_decay: decoupled, times the
     learning rate; decay: which parameters decay, "matrices" (two axes or more) or "all"; momentum:
     of sgd and lars; clip_norm: largest global norm of the gradient of a seed, 0 leaves it.
+  config.train.rates: ordered (pattern, factor) pairs: the first pattern found in a parameter's path
+    multiplies its learning rate and decay, as in (("^backbone/", 0.1),).
   config.train.accumulate: parts of a streamed batch whose gradients are summed one after the other.
   config.train.compute_dtype: one of DTYPES, of parameters and float inputs inside the loss;
     parameters, gradients and optimiser state stay float32.
@@ -79,6 +81,7 @@ class Settings:
   decay: str = "matrices"
   momentum: float = 0.9
   clip_norm: float = 0.0
+  rates: tuple[tuple[str, float], ...] = ()
   accumulate: int = 1
   compute_dtype: str = "float32"
   prefetch: int = 2
@@ -143,12 +146,8 @@ class Settings:
       settings.keep_every,
       f"a checkpoint is saved every {settings.steps_between_checkpoints} steps: use a multiple",
     )
-    try:
-      re.compile(settings.init_only)
-    except re.error as error:
-      raise InputError(
-        f"config.train.init_only={settings.init_only!r} is no pattern: {error}"
-      ) from error
+    _check_rates(settings.rates)
+    _check_pattern("config.train.init_only", settings.init_only)
     return settings
 
   @property
@@ -159,6 +158,21 @@ class Settings:
   def groups(self) -> tuple[tuple[int, ...], ...]:
     """Seeds that share a program run, in the order in which the groups are trained."""
     return (self.seeds,) if self.seeds_together else tuple((seed,) for seed in self.seeds)
+
+
+def _check_rates(rates) -> None:
+  for pair in rates:
+    pattern, factor = pair if isinstance(pair, tuple) and len(pair) == 2 else (None, None)
+    usable = isinstance(pattern, str) and isinstance(factor, (int, float)) and factor >= 0
+    _require(usable, "config.train.rates", rates, "use pairs like ('backbone', 0.1), factors >= 0")
+    _check_pattern("config.train.rates", pattern)
+
+
+def _check_pattern(name: str, pattern: str) -> None:
+  try:
+    re.compile(pattern)
+  except re.error as error:
+    raise InputError(f"{name}={pattern!r} is no pattern: {error}") from error
 
 
 def complete(config) -> ConfigDict:

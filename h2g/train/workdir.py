@@ -32,6 +32,7 @@ YOUNGER = {
   "train.init_from": "",
   "train.init_only": "",
   "train.init_strict": True,
+  "train.rates": [],
 }
 
 # What the system says when it will not write, however deep in a message.

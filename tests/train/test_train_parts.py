@@ -115,6 +115,23 @@ def test_gradients_are_clipped_by_their_global_norm():
   np.testing.assert_allclose(updates["b"], [-0.8], rtol=1e-6)
 
 
+def test_rates_by_path():
+  """The first pattern found decides; one that is found nowhere is a mistake."""
+  rates = (("^backbone/", 0.1), ("bias", 2.0))
+  common = dict(optimizer="adamw", weight_decay=0.5, schedule="constant")
+  ones = jnp.ones((2, 2))
+  params = {"backbone": {"bias": ones}, "head": {"bias": ones, "kernel": ones}}
+  step = lambda o: o.update(params, o.init(params), params)[0]
+  with jax.numpy_dtype_promotion("standard"):
+    plain = step(make_optimizer(Settings(**common)))
+    scaled = step(make_optimizer(Settings(**common, rates=rates)))
+    with pytest.raises(InputError, match="'bakbone' is found in no parameter's path"):
+      step(make_optimizer(Settings(rates=(("bakbone", 0.1),))))
+  np.testing.assert_allclose(scaled["backbone"]["bias"], 0.1 * plain["backbone"]["bias"], rtol=1e-6)
+  np.testing.assert_allclose(scaled["head"]["bias"], 2 * plain["head"]["bias"], rtol=1e-6)
+  np.testing.assert_array_equal(scaled["head"]["kernel"], plain["head"]["kernel"])
+
+
 def dataset(count: int = 7):
   import grain
 
@@ -286,6 +303,7 @@ def test_a_mesh_has_the_axes_that_are_asked_for():
     ("spike_factor", 0.5, "use a factor > 1, or 0"),
     ("keep_every", 30, "a checkpoint is saved every 20 steps: use a multiple"),
     ("init_only", "(", r"init_only='\(' is no pattern"),
+    ("rates", (("backbone", -1.0),), "use pairs like"),
     ("keep_last", 0, "use a number >= 1"),
   ],
 )
