@@ -19,7 +19,7 @@ from h2g.ops import masks
 from h2g.ops.attention import attention
 from h2g.ops.attention import cudnn
 from h2g.ops.attention import IMPLEMENTATIONS
-from h2g.ops.attention import xla
+from h2g.ops.attention import plan
 from h2g.ops.attention.call import Operands
 from h2g.ops.attention.call import Spec
 from tests.ops import contract
@@ -45,7 +45,7 @@ def bools(*shape, share=0.4):
   return jnp.asarray(np.random.default_rng(shape).random(shape) < share)
 
 
-# How the sweep is cut up: limits of `xla` that lead small examples through each of its forms.
+# How the sweep is cut up: limits of `plan` that lead small examples through each of its forms.
 FORMS = dict(
   whole={},
   unrolled=dict(
@@ -79,7 +79,7 @@ def form(monkeypatch):
 
   def switch(name):
     for key, value in FORMS[name].items():
-      monkeypatch.setattr(xla, key, value)
+      monkeypatch.setattr(plan, key, value)
 
   return switch
 
@@ -365,7 +365,7 @@ def test_block_sizes_and_forms_agree(name, block, how):
   want = case("xla", *arrays)
   with pytest.MonkeyPatch.context() as patch:
     for key, value in dict(FORMS[how], _block_sizes=lambda n: (block, block)).items():
-      patch.setattr(xla, key, value)
+      patch.setattr(plan, key, value)
     np.testing.assert_allclose(case("xla", *arrays), want, atol=3e-6)
 
 
@@ -400,17 +400,17 @@ def _shapes(length, batch=1, heads=8, width=64, dtype=jnp.float32):
 
 
 def test_empty_blocks_cost_nothing():
-  plan = lambda length, mask: xla._plan(Operands(*_shapes(length), mask=mask))[0]
-  cost = lambda length, mask: xla._cost(plan(length, mask).tasks) / length**2
+  tasks = lambda length, mask: plan.make_plan(Operands(*_shapes(length), mask=mask))[0].tasks
+  cost = lambda length, mask: plan._cost(tasks(length, mask)) / length**2
   assert cost(2048, None) == 1
   assert cost(2048, masks.causal()) < 0.57
   assert cost(4096, masks.window(127)) < 0.07
-  assert len(plan(4096, masks.window(127)).tasks) == 2  # the first block, and the rest as one band
-  assert plan(16384, masks.causal()).tasks is None
+  assert len(tasks(4096, masks.window(127))) == 2  # the first block, and the rest as one band
+  assert tasks(16384, masks.causal()) is None
 
 
 def test_tiles_share_pieces_of_keys_and_mask_the_diagonal_only():
-  tasks = xla._plan(Operands(*_shapes(2048), mask=masks.causal()))[0].tasks
+  tasks = plan.make_plan(Operands(*_shapes(2048), mask=masks.causal()))[0].tasks
   assert tasks[5].runs == (
     (0, 512, False),
     (512, 512, False),
@@ -419,7 +419,7 @@ def test_tiles_share_pieces_of_keys_and_mask_the_diagonal_only():
   )
   assert len({run[:2] for task in tasks for run in task.runs}) == 3 + 8  # pieces of k copied out
   # Where pieces of 512 keys would be too many tiles, they are longer.
-  tasks = xla._plan(Operands(*_shapes(4096), mask=masks.causal()))[0].tasks
+  tasks = plan.make_plan(Operands(*_shapes(4096), mask=masks.causal()))[0].tasks
   assert tasks[-1].runs[:2] == ((0, 2048, False), (2048, 1792, False))
 
 

@@ -10,7 +10,7 @@ import pytest
 from h2g.ops import masks
 from h2g.ops import tuning
 from h2g.ops.attention import attention
-from h2g.ops.attention import xla
+from h2g.ops.attention import plan
 
 
 @pytest.fixture(autouse=True)
@@ -23,13 +23,13 @@ def test_a_loaded_file_decides_for_its_device_and_shape(tmp_path):
   path = tmp_path / "tuning.json"
   kind = jax.devices()[0].device_kind
   path.write_text(json.dumps({kind: {"attention.xla": {"length=1024": {"block": 32}}}}))
-  assert xla._block_sizes(1000)[0] == 128
+  assert plan._block_sizes(1000)[0] == 128
   tuning.load(path)
-  assert xla._block_sizes(1000)[0] == 32  # 1000 counts as 1024
-  assert xla._block_sizes(512)[0] == 128
+  assert plan._block_sizes(1000)[0] == 32  # 1000 counts as 1024
+  assert plan._block_sizes(512)[0] == 128
   path.write_text(json.dumps({"another device": {"attention.xla": {"length=512": {"block": 32}}}}))
   tuning.load(path)
-  assert xla._block_sizes(512)[0] == 128
+  assert plan._block_sizes(512)[0] == 128
 
 
 def test_sizes_change_nothing_but_speed():

@@ -17,7 +17,6 @@ left operand, which the CPU does two to three times slower.
 """
 
 from collections.abc import Callable
-import dataclasses
 import functools
 from typing import Any
 from typing import NamedTuple
@@ -25,542 +24,33 @@ from typing import NamedTuple
 import jax
 from jax import Array
 import jax.numpy as jnp
-import numpy as np
 
-from h2g.ops import dispatch
 from h2g.ops import masks
 from h2g.ops import tiles
-from h2g.ops import tuning
 from h2g.ops.attention import call as call_lib
 from h2g.ops.attention.call import AttentionOut
 from h2g.ops.attention.call import Operands
 from h2g.ops.attention.call import Spec
 from h2g.ops.attention.call import TopKeys
+from h2g.ops.attention.plan import make_plan
+from h2g.ops.attention.plan import Plan
+from h2g.ops.attention.sweep import Cut
+from h2g.ops.attention.sweep import Group
+from h2g.ops.attention.sweep import over_groups
+from h2g.ops.attention.sweep import sweep
 from h2g.ops.masks import Corner
 from h2g.ops.masks import Tile
-
-# Tiles unrolled into one program; beyond this compilation takes longer than it saves.
-_MAX_TASKS = 40
-# Tiles of one sweep, and sweeps over groups of heads, that may be computed at the same time: one
-# fills the cores while another waits for its last.
-_IN_FLIGHT_BYTES = 8 << 20
-_GROUPS_IN_FLIGHT = 2
-_TILE_BYTES = 1 << 20  # one tile of logits over all heads taken together: stays in cache
-_LARGEST_TILE_BYTES = 16 << 20
-_WIDE = 512  # queries per block where the mask leaves no block out: nothing is computed in vain
-# Keys per tile of the unrolled form. Tiles of different queries then read the same pieces of k and
-# v, which are copied out once for all of them, and logits are masked along the diagonal only.
-_KEYS = 512  # and at most two blocks
-_SMALL = 1 << 20  # logits per head below which reading a table on the device does not pay
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-  """Blocks of queries computed together, and the ranges of keys they touch.
-
-  Attributes:
-    start: first query.
-    size: queries per block.
-    count: how many blocks; when more than one, block n touches keys shifted by n * size.
-    runs: (first key, number of keys, masked) each.
-  """
-
-  start: int
-  size: int
-  count: int
-  runs: tuple[tuple[int, int, bool], ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-  """How a call is cut up. Static and hashable.
-
-  Attributes:
-    tasks: the unrolled form; None for the looped form.
-    block: queries and keys per tile of the looped form.
-    table: the static block table of the looped form (bytes of int8) and its shape.
-    dynamic: whether PARTIAL pairs are looked up again in a table computed on the device.
-    together: key heads taken together; 0 takes all heads of the whole batch.
-    in_flight: tiles of the unrolled form that may be computed at the same time.
-    on_accelerator: matmuls take operands in their own dtype; a CPU takes them in the accumulator's.
-  """
-
-  tasks: tuple[Task, ...] | None
-  block: int
-  table: tuple[bytes, tuple[int, int]] | None
-  dynamic: bool
-  together: int
-  in_flight: int
-  on_accelerator: bool
 
 
 def attention(operands: Operands, spec: Spec) -> AttentionOut:
   """See `h2g.ops.attention`. Serves every call."""
-  plan, table = _plan(operands)
+  plan, table = make_plan(operands)
   out, lse, column_mass, entropy = _attend(operands, table, spec, plan)
   top_keys = None
   if spec.top_keys:
     stop = functools.partial(jax.tree.map, jax.lax.stop_gradient)
     top_keys = _top_keys(stop(operands), table, jax.lax.stop_gradient(lse), spec, plan)
   return AttentionOut(out, lse if spec.lse else None, column_mass, entropy, top_keys)
-
-
-# What to compute: the plan.
-
-
-def _plan(operands: Operands) -> tuple[Plan, Array | None]:
-  """The plan, and the block table on the device where the plan is dynamic."""
-  batch, num_queries, heads, _ = operands.q.shape
-  num_keys, key_heads = operands.k.shape[1:3]
-  mask = masks.full() if operands.mask is None else operands.mask
-  on_cpu = dispatch.platform() == "cpu"
-  cuts = []
-  for block in _block_sizes(num_queries):
-    block = min(block, num_queries, num_keys)
-    known = _any_lane(mask.block_table(num_queries, num_keys, block, block, static=True))
-    if on_cpu and block < _WIDE and not np.any(known == masks.EMPTY):
-      block = min(_WIDE, num_queries, num_keys)
-      known = _any_lane(mask.block_table(num_queries, num_keys, block, block, static=True))
-    tasks = _tasks(known, num_queries, num_keys, block, _may_band(operands, mask))
-    cuts.append((block, known, tasks))
-  # Small blocks make poor matmuls: they must save a good part of the logits (narrow windows).
-  few = sum(len(t.runs) for t in cuts[1][2]) <= _MAX_TASKS
-  narrow = few and _cost(cuts[1][2]) < 0.7 * _cost(cuts[0][2])
-  block, known, tasks = cuts[narrow]
-  table = None
-  if num_queries * num_keys > _SMALL and np.any(known == masks.PARTIAL):
-    found = mask.block_table(num_queries, num_keys, block, block)
-    table = None if isinstance(found, np.ndarray) else found
-  per_key_head = 4 * (heads // key_heads)
-  if table is None and on_cpu:
-    tasks = _split(tasks, known, num_keys, block)
-  widest = max((t.size * t.count * length for t in tasks for _, length, _ in t.runs), default=1)
-  unrolled = table is None and sum(len(t.runs) for t in tasks) <= _MAX_TASKS
-  lanes = 1 if on_cpu else batch * key_heads
-  if unrolled and widest * per_key_head * lanes > _LARGEST_TILE_BYTES * (1 if on_cpu else 16):
-    unrolled = False
-  per_key_head *= widest if unrolled else block * block
-  together = 0
-  if on_cpu and per_key_head * key_heads * batch > _TILE_BYTES // 4:
-    divisors = [c for c in range(1, key_heads + 1) if key_heads % c == 0]
-    together = max((c for c in divisors if c * per_key_head <= _TILE_BYTES), default=1)
-  plan = Plan(
-    tasks if unrolled else None,
-    block,
-    None if unrolled else (known.tobytes(), known.shape),
-    table is not None,
-    together,
-    min(4, max(2, _IN_FLIGHT_BYTES // max(1, per_key_head * (together or key_heads * batch)))),
-    not on_cpu,
-  )
-  return plan, table
-
-
-def _block_sizes(num_queries: int) -> tuple[int, int]:
-  """(usual size of a block of queries and of keys, size for narrow bands)."""
-  usual = 128 if num_queries <= 1024 else 256 if num_queries <= 4096 else 512
-  return tuning.sizes("attention.xla", dict(block=usual), length=num_queries)["block"], 128
-
-
-def _cost(tasks: tuple[Task, ...]) -> int:
-  """Logits computed per lane."""
-  return sum(t.size * t.count * length for t in tasks for _, length, _ in t.runs)
-
-
-def _any_lane(table: np.ndarray) -> np.ndarray:
-  """One table for all batch entries and heads: EMPTY or FULL only where all agree."""
-  table = table.reshape(-1, *table.shape[2:])
-  return np.where(
-    (table == masks.FULL).all(0),
-    masks.FULL,
-    np.where((table == masks.EMPTY).all(0), masks.EMPTY, masks.PARTIAL),
-  ).astype(np.int8)
-
-
-def _may_band(operands: Operands, mask) -> bool:
-  return operands.bias is None and not mask.gathers()
-
-
-def _tasks(
-  table: np.ndarray, num_queries: int, num_keys: int, block: int, band: bool
-) -> tuple[Task, ...]:
-  """Ranges of keys per block of queries, from a static table; a band merges into one task."""
-  tasks: list[Task] = []
-  for i, row in enumerate(table):
-    start = i * block
-    size = min(block, num_queries - start)
-    runs, j = [], 0
-    while j < len(row):
-      if row[j] == masks.EMPTY:
-        j += 1
-        continue
-      # FULL and PARTIAL neighbours go together: a compare inside a fused loop costs less than
-      # another pass.
-      stop = j
-      while stop < len(row) and row[stop] != masks.EMPTY:
-        stop += 1
-      first, last = j * block, min(stop * block, num_keys)
-      runs.append((first, last - first, bool(np.any(row[j:stop] != masks.FULL))))
-      j = stop
-    tasks.append(Task(start, size, 1, tuple(runs)))
-  if not band:
-    return tuple(tasks)
-  merged: list[Task] = []
-  for task in tasks:
-    previous = merged[-1] if merged else None
-    if (
-      previous is not None
-      and len(previous.runs) == len(task.runs) == 1
-      and task.size == previous.size == block
-    ):
-      (first, length, masked), (next_first, next_length, next_masked) = (
-        previous.runs[0],
-        task.runs[0],
-      )
-      follows = (
-        next_first == first + previous.count * block
-        and next_length == length
-        and length % block == 0
-      )
-      if follows:
-        merged[-1] = Task(
-          previous.start, block, previous.count + 1, ((first, length, masked or next_masked),)
-        )
-        continue
-    merged.append(task)
-  return tuple(merged)
-
-
-def _split(
-  tasks: tuple[Task, ...], table: np.ndarray, num_keys: int, block: int
-) -> tuple[Task, ...]:
-  """Cuts runs at multiples of a number of keys, and between FULL and PARTIAL blocks.
-
-  Bands stay as they are. The number of keys is the least that leaves few enough tiles; where none
-  does, nothing is cut.
-  """
-
-  def cut(task: Task, keys: int) -> Task:
-    row, runs = table[task.start // block], []
-    for first, length, _ in task.runs:
-      for j in range(first // block, -(-(first + length) // block)):
-        start, stop = j * block, min((j + 1) * block, num_keys)
-        masked = bool(row[j] != masks.FULL)
-        if runs and runs[-1][2] == masked and runs[-1][1] == start and start % keys:
-          runs[-1][1] = stop
-        else:
-          runs.append([start, stop, masked])
-    return dataclasses.replace(task, runs=tuple((a, b - a, masked) for a, b, masked in runs))
-
-  keys = max(min(2, _KEYS // block), 1) * block
-  while keys < num_keys:
-    finer = tuple(t if t.count > 1 else cut(t, keys) for t in tasks)
-    if sum(len(t.runs) for t in finer) <= _MAX_TASKS:
-      return finer
-    keys *= 2
-  return tasks
-
-
-# Groups: which heads are computed together.
-
-
-class Group(NamedTuple):
-  """Operands of the key heads computed together, heads first; index arrays of its rows.
-
-  Attributes:
-    batch: [lanes] batch entry of each lane; a lane is one query head of one batch entry.
-    head: [lanes] query head of each lane.
-    starts: (first batch entry, first query head).
-    sizes: (batch entries, query heads).
-    queries_per_key_head: G.
-  """
-
-  batch: Array
-  head: Array
-  starts: tuple[Any, Any]
-  sizes: tuple[int, int]
-  queries_per_key_head: int
-
-
-def _over_groups(plan: Plan, operands: Operands, f, inputs, like, shared):
-  """Runs `f(group, inputs of the group, shared) -> (results, shared)` for all groups of heads.
-
-  Arrays of rank 4 are [B, length, heads, width], those of rank 3 [B, heads, length]; inside a group
-  they are [lanes, length, width] and [lanes, length], where a lane is one head of one batch entry.
-
-  Args:
-    plan: says how many key heads go together.
-    operands: of the call, for sizes.
-    f: computes one group.
-    inputs: pytree of arrays; how many heads each has tells those of queries from those of keys.
-    like: pytree of ShapeDtypeStruct, the results over all groups.
-    shared: pytree carried from group to group.
-  Returns:
-    (results, shared).
-  """
-  batch, _, heads, _ = operands.q.shape
-  key_heads = operands.k.shape[2]
-  per = heads // key_heads
-
-  heads_at = lambda x: 2 if len(x.shape) == 4 else 1
-
-  def run(b, key_head, entries, count, inputs, shared):
-    sizes = entries, count * per
-    ids = lambda start, n: start + jnp.arange(n, dtype=jnp.int32)
-    lanes = lambda x: jnp.reshape(jnp.broadcast_to(x, sizes), (-1,))
-    group = Group(
-      lanes(ids(b, entries)[:, None]),
-      lanes(ids(key_head * per, sizes[1])[None, :]),
-      (b, key_head * per),
-      sizes,
-      per,
-    )
-
-    def cut(x):
-      axis = heads_at(x)
-      each = x.shape[axis] // key_heads
-      starts, lengths = [0] * x.ndim, list(x.shape)
-      starts[0], lengths[0] = b, entries
-      starts[axis], lengths[axis] = key_head * each, count * each
-      x = jnp.moveaxis(masks.slice_at(x, starts, lengths), axis, 1)
-      return jnp.reshape(x, (x.shape[0] * x.shape[1], *x.shape[2:]))
-
-    def paste(x, like):
-      x = jnp.reshape(x, (entries, -1, *x.shape[1:])).astype(like.dtype)
-      return jnp.moveaxis(x, 1, heads_at(like))
-
-    cut_all = lambda: jax.tree.map(cut, inputs)
-    if plan.together:
-      # The condition always holds. What comes out of a branch is an array in memory: left to
-      # itself the compiler repeats the change of layout for every tile that reads one of these.
-      shapes = jax.eval_shape(cut_all)
-      nothing = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-      parts = jax.lax.cond(b >= 0, cut_all, nothing)
-    else:
-      parts = cut_all()
-    results, shared = f(group, parts, shared)
-    return jax.tree.map(paste, results, like), shared
-
-  if not plan.together:
-    return run(0, 0, batch, key_heads, inputs, shared)
-  steps = key_heads // plan.together
-
-  def body(i, carry):
-    results, shared = carry
-    b, key_head = i // steps, (i % steps) * plan.together
-    new, shared = run(b, key_head, 1, plan.together, inputs, shared)
-
-    def put(x, part):
-      starts = [0] * x.ndim
-      starts[0], starts[heads_at(x)] = b, key_head * (x.shape[heads_at(x)] // key_heads)
-      return jax.lax.dynamic_update_slice(x, part, starts)
-
-    return jax.tree.map(put, results, new), shared
-
-  empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-  count = batch * steps
-  unroll = _GROUPS_IN_FLIGHT if plan.tasks is not None else 1
-  return jax.lax.fori_loop(0, count, body, (empty, shared), unroll=min(count, unroll))
-
-
-# Tiles: how the arrays of a group are cut, statically or inside a loop.
-
-
-class Cut(NamedTuple):
-  """One tile of a group: where it is, and how to read and write arrays there.
-
-  With count > 1 it stands for that many tiles along a band, laid out as further lanes (key head,
-  block, query head).
-  """
-
-  group: Group
-  q_start: Any
-  k_start: Any
-  q_size: int
-  k_size: int
-  count: int
-  masked: bool
-  skip: tuple[Any, Any] | None  # queries and keys below these belong to an earlier tile
-  aligned: bool
-  first: bool = False  # nothing has been added to the rows of this tile yet
-  after: Array | None = None  # False, but not before the tile a few before this one is done
-
-  def rows(self, x: Array) -> Array:
-    """[lanes, T, ...] -> [lanes * count, q_size, ...]."""
-    lanes, _, *rest = x.shape
-    size = self.q_size * self.count
-    x = masks.slice_at(x, [0, self.q_start] + [0] * len(rest), [lanes, size, *rest])
-    if self.after is not None and rest:
-      # Tiles are independent: without an order all their logits are in memory at once.
-      x = jnp.where(self.after, jnp.zeros_like(x), x)
-    if self.count == 1:
-      return x
-    per = self.group.queries_per_key_head
-    x = jnp.reshape(x, (lanes // per, per, self.count, self.q_size, *rest))
-    return jnp.reshape(jnp.swapaxes(x, 1, 2), (lanes * self.count, self.q_size, *rest))
-
-  def unrows(self, x: Array) -> Array:
-    """[lanes * count, q_size, ...] -> [lanes, count * q_size, ...]."""
-    if self.count == 1:
-      return x
-    per = self.group.queries_per_key_head
-    lanes = x.shape[0] // self.count
-    x = jnp.swapaxes(jnp.reshape(x, (lanes // per, self.count, per, *x.shape[1:])), 1, 2)
-    return jnp.reshape(x, (lanes, self.count * self.q_size, *x.shape[4:]))
-
-  def stacked(self, x: Array) -> Array:
-    """[lanes * count, q_size, F] -> [key heads * count, G * q_size, F]: rows of one matmul."""
-    return jnp.reshape(x, (-1, self.group.queries_per_key_head * self.q_size, x.shape[-1]))
-
-  def keys(self, x: Array) -> Array:
-    """[key heads, S, F] -> [key heads * count, k_size, F]."""
-    heads, _, width = x.shape
-    if self.count == 1:
-      return masks.slice_at(x, [0, self.k_start, 0], [heads, self.k_size, width])
-    times = self.k_size // self.q_size
-    x = masks.slice_at(
-      x, [0, self.k_start, 0], [heads, (self.count + times - 1) * self.q_size, width]
-    )
-    x = jnp.reshape(x, (heads, -1, self.q_size, width))
-    x = jnp.concatenate([x[:, j : j + self.count] for j in range(times)], axis=2)
-    return jnp.reshape(x, (heads * self.count, self.k_size, width))
-
-  def add_columns(self, x: Array, update: Array) -> Array:
-    """Adds [key heads * count, F, k_size] to the columns of [key heads, F, S]."""
-    heads, width, _ = x.shape
-    if self.count == 1:
-      if isinstance(self.k_start, int):
-        return x.at[:, :, self.k_start : self.k_start + self.k_size].add(update)
-      old = masks.slice_at(x, [0, 0, self.k_start], [heads, width, self.k_size])
-      return jax.lax.dynamic_update_slice_in_dim(x, old + update, self.k_start, 2)
-    times = self.k_size // self.q_size
-    update = jnp.reshape(update, (heads, self.count, width, times, self.q_size))
-    for j in range(times):
-      part = jnp.reshape(jnp.swapaxes(update[:, :, :, j], 1, 2), (heads, width, -1))
-      first = self.k_start + j * self.q_size
-      x = x.at[:, :, first : first + part.shape[2]].add(part)
-    return x
-
-  def lanes_by_key(self, x: Array) -> Array:
-    """[lanes, S] -> [lanes * count, 1, k_size]."""
-    per = self.group.queries_per_key_head
-    x = self.keys(jnp.swapaxes(jnp.reshape(x, (-1, per, x.shape[1])), 1, 2))
-    return jnp.reshape(jnp.swapaxes(x, 1, 2), (-1, 1, self.k_size))
-
-  def by_key_head(self, x: Array) -> Array:
-    """[lanes * count, k_size] -> [key heads * count, G, k_size], an update of columns."""
-    return jnp.reshape(x, (-1, self.group.queries_per_key_head, self.k_size))
-
-  def tile(self) -> Tile:
-    """Index arrays [lanes * count | 1, 1, q_size | 1, k_size | 1]."""
-    ids = lambda start, n: start + jnp.arange(n, dtype=jnp.int32)
-    group = self.group
-    batch, head = (jnp.reshape(x, (-1, 1, 1, 1)) for x in (group.batch, group.head))
-    query = jnp.reshape(ids(self.q_start, self.q_size), (1, 1, -1, 1))
-    key = jnp.reshape(ids(self.k_start, self.k_size), (1, 1, 1, -1))
-    if self.count == 1:
-      corner = Corner(
-        (*group.starts, self.q_start, self.k_start),
-        (*group.sizes, self.q_size, self.k_size),
-        self.aligned,
-      )
-      return Tile(query, key, head, batch, corner)
-    per = group.queries_per_key_head
-    spread = lambda x: jnp.reshape(
-      jnp.broadcast_to(jnp.reshape(x, (-1, 1, per)), (x.size // per, self.count, per)),
-      (-1, 1, 1, 1),
-    )
-    block = jnp.broadcast_to(ids(0, self.count)[None, :, None], (head.size // per, self.count, per))
-    shift = jnp.reshape(block, (-1, 1, 1, 1)) * self.q_size
-    return Tile(query + shift, key + shift, spread(head), spread(batch))
-
-  def allowed(self, mask, tile: Tile):
-    """bool, broadcasts to [lanes * count, 1, q_size, k_size]; None where everything attends."""
-    allowed = mask.evaluate(tile) if self.masked and mask is not None else None
-    if self.skip is not None:
-      own = (tile.query >= self.skip[0]) & (tile.key >= self.skip[1])
-      allowed = own if allowed is None else allowed & own
-    return allowed
-
-
-def _sweep(
-  plan: Plan, group: Group, table, num_queries: int, num_keys: int, step, rows, columns, shared
-):
-  """Visits every tile that is not EMPTY.
-
-  Args:
-    plan: of the call.
-    group: heads computed together.
-    table: block table on the device where the plan is dynamic.
-    num_queries: T.
-    num_keys: S.
-    step: `step(cut, rows, columns, shared) -> (rows, columns, shared)`; rows are those of the tile.
-    rows: pytree of [lanes, T, ...], the state of each query.
-    columns: pytree of [key heads, F, S], added to through `cut.add_columns`.
-    shared: pytree.
-  Returns:
-    (rows, columns, shared) after all tiles.
-  """
-  if plan.tasks is not None:
-    blocks, done = [], []
-    for task in plan.tasks:
-      whole = Cut(group, task.start, 0, task.size, num_keys, task.count, False, None, True)
-      state = jax.tree.map(whole.rows, rows)
-      for n, (first, length, masked) in enumerate(task.runs):
-        after = done[-plan.in_flight] if len(done) >= plan.in_flight else None
-        cut = whole._replace(k_start=first, k_size=length, masked=masked, first=n == 0, after=after)
-        state, columns, shared = step(cut, state, columns, shared)
-        done.append(jnp.ravel(jax.tree.leaves(state)[0])[0] > jnp.inf)
-      blocks.append(jax.tree.map(whole.unrows, state))
-    if len(blocks) > 1:
-      rows = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *blocks)
-    else:
-      rows = blocks[0]
-    return rows, columns, shared
-
-  block = plan.block
-  known = np.frombuffer(plan.table[0], np.int8).reshape(plan.table[1])
-  ragged = bool(num_queries % block or num_keys % block)
-
-  def visit(i, j, masked, carry):
-    rows, columns, shared = carry
-    q_start = jnp.minimum(i * block, num_queries - block)
-    k_start = jnp.minimum(j * block, num_keys - block)
-    # The last tile of a ragged length starts early, and leaves what an earlier tile has done.
-    skip = (i * block, j * block) if ragged else None
-    cut = Cut(group, q_start, k_start, block, block, 1, masked, skip, not ragged)
-    state = jax.tree.map(cut.rows, rows)
-    state, columns, shared = step(cut, state, columns, shared)
-    write = lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, q_start, 1)
-    return jax.tree.map(write, rows, state), columns, shared
-
-  def loop(pairs, count, masked, carry):
-    pairs = jnp.asarray(pairs, jnp.int32)
-    return jax.lax.fori_loop(
-      0, count, lambda n, carry: visit(pairs[n, 0], pairs[n, 1], masked, carry), carry
-    )
-
-  carry = rows, columns, shared
-  full, partial = np.argwhere(known == masks.FULL), np.argwhere(known == masks.PARTIAL)
-  if len(full):
-    carry = loop(full, len(full), False, carry)
-  if len(partial) and not plan.dynamic:
-    carry = loop(partial, len(partial), True, carry)
-  if len(partial) and plan.dynamic:
-    here = _lanes_agree(table, group)[partial[:, 0], partial[:, 1]]
-    for kind in (masks.FULL, masks.PARTIAL):
-      order = jnp.argsort(here != kind, stable=True)
-      carry = loop(jnp.asarray(partial)[order], jnp.sum(here == kind), kind == masks.PARTIAL, carry)
-  return carry
-
-
-def _lanes_agree(table: Array, group: Group) -> Array:
-  """The device's block table for the lanes of a group: EMPTY or FULL only where all agree."""
-  starts = [s if n > 1 else 0 for s, n in zip(group.starts, table.shape)] + [0, 0]
-  sizes = [min(size, n) for size, n in zip(group.sizes, table.shape)] + list(table.shape[2:])
-  table = masks.slice_at(table, starts, sizes)
-  full, empty = (table == masks.FULL).all((0, 1)), (table == masks.EMPTY).all((0, 1))
-  return jnp.where(full, masks.FULL, jnp.where(empty, masks.EMPTY, masks.PARTIAL))
 
 
 # The mathematics of a tile.
@@ -674,7 +164,7 @@ def _forward(operands: Operands, table, spec: Spec, plan: Plan):
       return tiles.softmax_step(None if cut.first else state, x, weigh), columns, shared
 
     state = tiles.softmax_init((group.batch.size, num_queries), width, dtype)
-    state, _, _ = _sweep(plan, group, table, num_queries, num_keys, step, state, (), ())
+    state, _, _ = sweep(plan, group, table, num_queries, num_keys, step, state, (), ())
     sink = None if operands.sinks is None else operands.sinks.astype(dtype)[group.head][:, None]
     return tiles.softmax_finish(state, sink), shared
 
@@ -682,7 +172,7 @@ def _forward(operands: Operands, table, spec: Spec, plan: Plan):
     jax.ShapeDtypeStruct((batch, num_queries, heads, width), operands.q.dtype),
     jax.ShapeDtypeStruct((batch, heads, num_queries), dtype),
   )
-  (out, lse), _ = _over_groups(plan, operands, one, operands[:3], like, ())
+  (out, lse), _ = over_groups(plan, operands, one, operands[:3], like, ())
   column_mass, entropy = _statistics(operands, table, lse, spec, plan)
   return out, lse, column_mass, entropy
 
@@ -717,7 +207,7 @@ def _statistics(operands: Operands, table, lse: Array, spec: Spec, plan: Plan):
     lanes = group.batch.size
     entropy = jnp.zeros((lanes, num_queries), lse.dtype)
     mass = jnp.zeros((lanes // per, per, num_keys), lse.dtype)
-    entropy, mass, _ = _sweep(plan, group, table, num_queries, num_keys, step, entropy, mass, ())
+    entropy, mass, _ = sweep(plan, group, table, num_queries, num_keys, step, entropy, mass, ())
     return (jnp.reshape(mass, (lanes, num_keys)), entropy), shared
 
   like = (
@@ -725,7 +215,7 @@ def _statistics(operands: Operands, table, lse: Array, spec: Spec, plan: Plan):
     jax.ShapeDtypeStruct((batch, heads, num_queries), lse.dtype),
   )
   inputs = operands[:3], lse
-  (mass, entropy), _ = _over_groups(plan, operands, one, inputs, like, ())
+  (mass, entropy), _ = over_groups(plan, operands, one, inputs, like, ())
   return mass if spec.column_mass else None, entropy if spec.entropy else None
 
 
@@ -752,14 +242,14 @@ def _top_keys(operands: Operands, table, lse: Array, spec: Spec, plan: Plan) -> 
 
     shape = (group.batch.size, num_queries, n)
     state = jnp.full(shape, -1.0, lse.dtype), jnp.full(shape, -1, jnp.int32)
-    (values, ids), _, _ = _sweep(plan, group, table, num_queries, num_keys, step, state, (), ())
+    (values, ids), _, _ = sweep(plan, group, table, num_queries, num_keys, step, state, (), ())
     return (jnp.maximum(values, 0.0), jnp.where(values < 0, -1, ids)), shared
 
   like = tuple(
     jax.ShapeDtypeStruct((batch, num_queries, heads, n), d) for d in (lse.dtype, jnp.int32)
   )
   inputs = operands[:3], lse
-  (values, ids), _ = _over_groups(plan, operands, one, inputs, like, ())
+  (values, ids), _ = over_groups(plan, operands, one, inputs, like, ())
   return TopKeys(jnp.moveaxis(values, 2, 1), jnp.moveaxis(ids, 2, 1))
 
 
@@ -847,7 +337,7 @@ def _attend_backward(spec: Spec, plan: Plan, saved, cotangents):
     dq = jnp.zeros((lanes, num_queries, depth), dtype)
     here = lanes * key_heads // heads
     columns = jnp.zeros((here, depth, num_keys), dtype), jnp.zeros((here, width, num_keys), dtype)
-    dq, (dk, dv), (d_bias, d_args) = _sweep(
+    dq, (dk, dv), (d_bias, d_args) = sweep(
       plan, group, table, num_queries, num_keys, step, dq, columns, (d_bias, d_args)
     )
     if d_sinks is not None:
@@ -865,7 +355,7 @@ def _attend_backward(spec: Spec, plan: Plan, saved, cotangents):
   like = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (operands.q, operands.k, operands.v))
   shared = zeros(operands.bias), jax.tree.map(zeros, floats), zeros(operands.sinks)
   inputs = operands[:3], g_out, lse, term, p_sink, g_mass, g_entropy
-  (dq, dk, dv), (d_bias, d_args, d_sinks) = _over_groups(plan, operands, one, inputs, like, shared)
+  (dq, dk, dv), (d_bias, d_args, d_sinks) = over_groups(plan, operands, one, inputs, like, shared)
   back = lambda d, x: None if x is None else d.astype(x.dtype)
   d_args = rejoin(jax.tree.map(back, d_args, floats), absent=True)
   grads = Operands(
@@ -886,7 +376,7 @@ def _weighted_rows(
     x, _ = scene.logits(cut)
     return total + (_weights(x, cut.rows(lse)) * cut.lanes_by_key(by_key)).sum(-1), columns, shared
 
-  total, _, _ = _sweep(
+  total, _, _ = sweep(
     plan, scene.group, table, num_queries, num_keys, step, jnp.zeros_like(lse), (), ()
   )
   return total
