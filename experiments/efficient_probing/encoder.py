@@ -7,10 +7,8 @@ from typing import NamedTuple
 
 import jax
 from jax import Array
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
-import optax
 
 from h2g import train
 from h2g.convert import timm_vit
@@ -34,48 +32,39 @@ class Frozen(NamedTuple):
 
 
 def build(config) -> Experiment:
-  """Trains an encoder: `config.objective` "mae" or "cls"."""
+  """Trains an encoder: `config.objective` "mae", or "cls": by the class token's cross-entropy."""
   masked = config.objective == "mae"
-  parts = canvases.splits(**config.data)
-  make = functools.partial(MaskedAutoencoder, **config.decoder) if masked else ViTClassifier
-  if not masked:
-    make = functools.partial(make, int(parts["train"].labels.max()) + 1)
-  model = pure(lambda rngs: make(**config.vit, rngs=rngs))
+  own = config.decoder.to_dict() if masked else {"num_classes": canvases.NUM_CLASSES}
+  network = functools.partial(MaskedAutoencoder if masked else ViTClassifier, **own)
+  model = pure(lambda rngs: network(**config.vit, rngs=rngs))
 
-  def scores(params, rest, images, labels, key) -> Array:
-    """[B] what is summed over a part: the squared error, or whether the class is right."""
-    network = model.bind(params, rest)
-    if masked:
-      return network.loss(unit_range(images), key)
-    return (network(unit_range(images)).argmax(-1) == labels).astype(jnp.float32)
+  def losses(params, rest, part, key: Array) -> Array:
+    """[B] of images and labels."""
+    images, labels = part
+    return model.bind(params, rest).loss(unit_range(images), key if masked else labels)
 
   def loss(params, rest, batch: Batch, key: Array):
-    images, labels = batch.shared
     draw, key = jax.random.split(key)
-    ids = jax.random.randint(draw, (config.batch_size,), 0, len(labels))
-    if masked:
-      return scores(params, rest, images[ids], labels[ids], key).mean(), (rest, {})
-    logits = model.bind(params, rest)(unit_range(images[ids]))
-    value = optax.softmax_cross_entropy_with_integer_labels(logits, labels[ids])
-    return value.mean(), (rest, {})
+    ids = jax.random.randint(draw, (config.batch_size,), 0, len(batch.shared[1]))
+    part = [array[ids] for array in batch.shared]
+    return losses(params, rest, part, key).mean(), (rest, {})
 
   def evaluate(params, rest, batch: Batch):
     fixed = jax.random.key(0)
-    return {name: scores(params, rest, *part, fixed).mean() for name, part in batch.shared.items()}
+    return {name: losses(params, rest, part, fixed).mean() for name, part in batch.shared.items()}
 
-  metric = "loss" if masked else "accuracy"
-  pairs = {name: (part.images, part.labels) for name, part in parts.items()}
+  parts = {name: tuple(part[:2]) for name, part in canvases.splits(**config.data).items()}
   return Experiment(
     dataset="canvases",
     model=config.objective,
-    metric=metric,
+    metric="loss",
+    maximise=False,
     init=model.init,
     loss=loss,
-    train_batches=resident(pairs["train"]),
-    eval_batches=resident({name: pairs[name] for name in ("val", "test")}),
+    train_batches=resident(parts["train"]),
+    eval_batches=resident({name: parts[name] for name in ("val", "test")}),
     evaluate=evaluate,
-    summarise=lambda stats: {f"{name}/{metric}": float(value) for name, value in stats.items()},
-    maximise=not masked,
+    summarise=lambda stats: {f"{name}/loss": float(value) for name, value in stats.items()},
     unit="images",
     units_per_step=config.batch_size,
   )
@@ -103,11 +92,11 @@ def _precomputed(config: str, data: str):
   config, data = (ConfigDict(json.loads(text)) for text in (config, data))
   model, params, rest = trained(config)
   run = jax.jit(lambda images: model.bind(params, rest).tokens(unit_range(images), config.block))
-  in_parts = lambda images: np.concatenate(
-    [run(images[at : at + 500]) for at in range(0, len(images), 500)]
-  )
-  parts = canvases.splits(**data)
-  return {name: (in_parts(part.images), part.labels) for name, part in parts.items()}
+  found = {}
+  for name, (images, labels, _) in canvases.splits(**data).items():
+    parts = [run(images[at : at + 500]) for at in range(0, len(images), 500)]
+    found[name] = np.concatenate(parts), labels
+  return found
 
 
 def published(config) -> Frozen:

@@ -1,6 +1,5 @@
 """Probes of a frozen encoder: one head on whichever pooling, on stored tokens or on photographs."""
 
-from flax import nnx
 import jax
 from jax import Array
 import jax.numpy as jnp
@@ -10,9 +9,7 @@ import optax
 from experiments.efficient_probing import encoder
 from h2g.data import image_folder
 from h2g.data.photographs import normalise
-from h2g.errors import InputError
-from h2g.nn.pooling import AttentiveProbe
-from h2g.nn.pooling import POOLINGS
+from h2g.nn.pooling import probe_of
 from h2g.nn.pure import Pure
 from h2g.nn.pure import pure
 from h2g.nn.pure import rest_of
@@ -82,18 +79,7 @@ def _photographs(config) -> Experiment:
 
 def probe(config, dim: int) -> Pure:
   """The configured pooling under the probe's head."""
-  if config.pool not in POOLINGS:
-    raise InputError(
-      f"config.probe.pool={config.pool!r} is unknown: choose from {', '.join(POOLINGS)}"
-    )
-  options = {"d_out": config.d_out} if config.pool == "ep" else {}
-  chosen = "class" if config.pool == "cls" else config.tokens
-
-  def make(rngs: nnx.Rngs) -> AttentiveProbe:
-    pool = POOLINGS[config.pool](dim, config.queries, **options, rngs=rngs)
-    return AttentiveProbe(pool, config.num_classes, tokens=chosen, rngs=rngs)
-
-  return pure(make)
+  return pure(lambda rngs: probe_of(dim, **config, rngs=rngs))
 
 
 def _experiment(config, model: Pure, drawn, read, **batches) -> Experiment:

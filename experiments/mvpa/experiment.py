@@ -106,7 +106,7 @@ def same_network(before, config) -> Experiment:
   for name, value in before.get("model", {}).items():
     if name != "lora_rank" and config.model.get(name) != value:
       raise InputError(
-        f"config.start={config.start.workdir} has model.{name}={value!r}, this run "
+        f"config.start.workdir={config.start.workdir} has model.{name}={value!r}, this run "
         f"{config.model.get(name)!r}: go on with the same network"
       )
   return build(before)

@@ -12,6 +12,7 @@ from h2g.errors import InputError
 
 SIDE = 8  # of a digit
 SCRAP = 4  # side of a scrap
+NUM_CLASSES = 10
 
 
 class Canvases(NamedTuple):

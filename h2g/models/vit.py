@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from flax import nnx
 from jax import Array
 import jax.numpy as jnp
+import optax
 
 from h2g.nn import split
 from h2g.nn.patches import patchify
@@ -129,3 +130,7 @@ class ViTClassifier(nnx.Module):
   def __call__(self, images: Array) -> Array:
     """[B, classes] from images [B, height, width, channels]."""
     return self.head(self.vit(images)[:, 0])
+
+  def loss(self, images: Array, labels: Array) -> Array:
+    """[B] cross-entropy of labels [B]."""
+    return optax.softmax_cross_entropy_with_integer_labels(self(images), labels)

@@ -203,6 +203,23 @@ class AttentiveProbe(nnx.Module):
     return self.classifier(self.norm(self.pooled(x).out))
 
 
+def probe_of(
+  dim: int, *, pool: str, queries: int, num_classes: int, d_out: int, tokens: str, rngs: nnx.Rngs
+) -> AttentiveProbe:
+  """The probe with a pooling of POOLINGS; InputError where there is none of that name.
+
+  Args:
+    dim: width of the tokens.
+    pool: the pooling; "cls" pools the class token, whatever `tokens` says.
+    queries: maps of the pooling. d_out: of `EfficientProbing`. num_classes, tokens: of the probe.
+  """
+  if pool not in POOLINGS:
+    raise InputError(f"config.probe.pool={pool!r} is unknown: choose from {', '.join(POOLINGS)}")
+  options = {"d_out": d_out} if pool == "ep" else {}
+  made = POOLINGS[pool](dim, queries, **options, rngs=rngs)
+  return AttentiveProbe(made, num_classes, tokens="class" if pool == "cls" else tokens, rngs=rngs)
+
+
 def batch_norm(dim: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
   """Without scale and shift; running statistics move by a tenth a step."""
   return nnx.BatchNorm(

@@ -33,12 +33,14 @@ def start_from(
   try:
     before = json.loads((Path(workdir) / "config.json").read_text(encoding="utf-8"))
   except (OSError, ValueError) as error:
-    raise InputError(f"config.start={workdir} holds no run: give its folder") from error
+    raise InputError(f"config.start.workdir={workdir} holds no run: give its folder") from error
   before = type(config)(before)
   params, _ = restore_best(build(before), before, workdir)
   seeds = tuple(range(config.seed, config.seed + config.num_seeds))
   if len(jax.tree.leaves(params)[0]) != len(seeds):
-    raise InputError(f"config.start={workdir} has other seeds than this run: train them alike")
+    raise InputError(
+      f"config.start.workdir={workdir} has other seeds than this run: train them alike"
+    )
   firsts = jax.vmap(lambda key: jax.random.key_data(jax.random.split(key)[0]))(seed_keys(seeds))
 
   def start(key: Array):
