@@ -1,4 +1,4 @@
-"""Visits the tiles of attention from XLA operations: groups of heads, in each the tiles of a plan."""
+"""Visits the tiles of attention from XLA: groups of heads, in each the tiles of a plan."""
 
 from typing import Any
 from typing import NamedTuple
