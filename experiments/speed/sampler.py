@@ -8,6 +8,9 @@ they cannot be imported, the peer for HGT sampling is PyG's algorithm written ag
 Python dictionaries, node by node as theirs is ("HGT sampling, per node in Python"): interpreted, so
 it says little about their C++.
 
+Times are CPU seconds of the process, one thread on either side: what a batch costs a core, whatever
+else the machine does.
+
 Ours must be right first: the fan-outs are met and every kept edge joins sampled nodes of the parent
 (the distribution itself is tested in tests/graph/test_sampler.py).
 """
@@ -20,6 +23,7 @@ import argparse
 import json
 import pathlib
 import sys
+import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # runs from a clone, too
 
@@ -183,7 +187,7 @@ def main() -> None:
     if kind != "neighbor":
       peers["HGT sampling, per node in Python"] = lambda: hgt_per_node(graph, seeds(), rng)
     runs = {key: peer for key, peer in peers.items() if not isinstance(peer, str)}
-    taken = harness.times([ours, *runs.values()], args.rounds)
+    taken = harness.times([ours, *runs.values()], args.rounds, clock=time.process_time)
     overall = np.median(np.moveaxis(taken, 1, 0).reshape(1 + len(runs), -1), 1)
     medians = np.median(taken, 2)
     base = dict(op="sampler", case=case, platform="cpu", ours_ms=overall[0] * 1e3)
