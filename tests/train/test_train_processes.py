@@ -96,7 +96,7 @@ def compare(one, other) -> None:
   assert harness.results(one)["test"] == harness.results(other)["test"]
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_one_that_is_ended_ends_the_job(tmp_path, number):
   job = start(tmp_path / "run", 2, *ONE, *LONG)

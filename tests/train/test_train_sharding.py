@@ -24,7 +24,7 @@ from h2g.train.sharding import Layout
 from h2g.train.sharding import make_mesh
 from h2g.train.step import seed_keys
 
-FAST = {"text": ("1,1,1", "2,2,2", "1,1,2,2,2"), "graph": ("1,1,1", "2,2,2")}
+FAST = {"text": ("1,1,1", "1,1,2,2,2"), "graph": ("1,1,1", "2,2,2")}
 
 
 def spawn(workload: str, *meshes: str) -> list[dict]:
