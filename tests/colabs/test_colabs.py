@@ -1,4 +1,4 @@
-"""Every notebook runs from its first cell to its last, offline; the long ones with `-m slow`."""
+"""Every notebook runs from its first cell to its last, offline: half a minute to minutes each."""
 
 import os
 from pathlib import Path
@@ -7,13 +7,10 @@ import warnings
 import pytest
 
 ROOT = Path(__file__).parents[2]
-QUICK = ("dcal",)  # the others take minutes each, and the fast tier is to end within twenty
-NOTEBOOKS = [
-  pytest.param(path, id=path.stem, marks=[] if path.stem in QUICK else [pytest.mark.slow])
-  for path in sorted((ROOT / "colabs").glob("*.ipynb"))
-]
+NOTEBOOKS = [pytest.param(path, id=path.stem) for path in sorted((ROOT / "colabs").glob("*.ipynb"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS)
 def test_notebook_runs(path, monkeypatch):
   nbformat = pytest.importorskip("nbformat", reason="notebooks need the extra [dev] or [colab]")

@@ -35,6 +35,7 @@ def official(coefficients=22, layers=2):
   return {k: np.asarray(rng.normal(size=shape), np.float32) for k, shape in shapes.items()}
 
 
+@pytest.mark.slow
 def test_a_base_checkpoint_fills_the_tree(tmp_path):
   built = pure(lambda rngs: MVPFormer(**SMALL, rngs=rngs))
   params, rest = jax.eval_shape(built.init, jax.random.key(0))

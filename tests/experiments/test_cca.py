@@ -61,7 +61,7 @@ def test_one_query_gives_what_a_query_per_token_gives(residual, embedding):
     np.testing.assert_allclose(a, b, atol=1e-4)
 
 
-@pytest.mark.few("single")
+@pytest.mark.slow
 @pytest.mark.parametrize("read_out", ["none", "csn", "film", "single"])
 def test_spaces_are_unit_rows_that_do_not_interact(read_out):
   built, params, rest = model(read_out=read_out)

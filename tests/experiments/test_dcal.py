@@ -32,6 +32,7 @@ def call(built, rest, *, key=None):
   return jax.jit(lambda params, x: built.bind(params, rest)(x, key=key))
 
 
+@pytest.mark.slow
 def test_the_branches_are_the_network_and_what_is_beside_it():
   built, params, rest = model()
   module, x = built.bind(params, rest), images()

@@ -103,6 +103,7 @@ def published(depths=(3, 4, 6, 3), classes=19, layers=6):
   return found
 
 
+@pytest.mark.slow
 def test_a_published_checkpoint_fills_the_full_network():
   model = segmenter(get_config("full"), 19)
   params, rest = jax.eval_shape(model.init, jax.random.key(0))

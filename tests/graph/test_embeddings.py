@@ -68,6 +68,7 @@ def test_node2vec_walks_have_their_second_order_weights():
     np.testing.assert_allclose(share, expected / expected.sum(), atol=0.06)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("method", embeddings.METHODS)
 def test_vectors_tell_groups_apart_and_are_the_same_every_time(method):
   graph = two_groups().with_reverses()

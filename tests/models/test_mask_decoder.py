@@ -75,6 +75,7 @@ def test_the_set_loss_knows_right_from_wrong():
   assert np.isfinite(grads(classes)).all()
 
 
+@pytest.mark.slow
 def test_maps_by_hand():
   sure = lambda rows: 20 * jnp.asarray(rows, jnp.float32) - 10
   masks = sure([[[1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [1, 0, 0, 0]]]).swapaxes(1, 2)[:, None]

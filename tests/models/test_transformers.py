@@ -209,7 +209,7 @@ def dense_gophormer(m, tokens, real):
   return np.stack(out)
 
 
-@pytest.mark.few("2")
+@pytest.mark.slow
 @pytest.mark.parametrize("num_layers", [1, 2])
 def test_gophormer_attends_among_drawn_tokens_biased_by_proximity(num_layers):
   graph = GRAPH.with_incoming()

@@ -38,6 +38,7 @@ def with_label(graph, row, label):
   return graph.replace(nodes=nodes)
 
 
+@pytest.mark.slow
 def test_isolated_nodes_and_empty_relations_give_finite_logits():
   graph = random_graph().with_incoming()
   logits = former(graph, edge_bias=True)(graph)

@@ -89,6 +89,7 @@ def test_negatives_are_uniform_over_all_others():
     assert shares[n] == 0 and np.abs(np.delete(shares, n) - 0.2).max() < 0.08
 
 
+@pytest.mark.slow
 def test_equal_or_no_negatives_are_left_out():
   rows = jnp.ones((3, 4))
   np.testing.assert_allclose(info_nce(rows, rows, jax.random.key(0)).loss, 0, atol=1e-6)

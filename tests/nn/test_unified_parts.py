@@ -285,6 +285,7 @@ def test_a_local_operator_beside_attention_is_added_up(local, attention):
   np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.few("options1")
 @pytest.mark.parametrize(
   "options",
   [

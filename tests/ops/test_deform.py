@@ -21,6 +21,7 @@ def case(implementation, x, points):
   return bilinear(x, points, implementation=implementation)
 
 
+@pytest.mark.slow
 def test_the_contract_of_samples():
   contract.agrees(case, "xla", arrays())
   contract.matches_finite_differences(case, "xla", arrays())

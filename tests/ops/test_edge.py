@@ -60,8 +60,7 @@ def test_attention_agrees_with_float64(num, rows, edges):
   contract.agrees(attention_case(index, clip=1.0, scale=0.7), "xla", arrays)
 
 
-@pytest.mark.few("bfloat16")
-@pytest.mark.smoke
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_attention_dtypes(dtype):
   index, *arrays = example(capacity=300)

@@ -247,7 +247,7 @@ def test_steps_equal_the_whole(features):
   assert constant.out.shape == (B, H, E)
 
 
-@pytest.mark.few("True-0.001")
+@pytest.mark.slow
 @pytest.mark.parametrize("eps", [0.0, 1e-3])
 @pytest.mark.parametrize("causal", [True, False])
 def test_feature_maps_equal_the_sum_over_pairs(causal, eps):

@@ -136,7 +136,7 @@ def test_one_channel_has_no_channel_term():
   close(got[:, :, 0], attention(q[:, :, 0] + wide, k[:, :, 0], v[:, :, 0], mask=causal))
 
 
-@pytest.mark.few("xla")
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["reference", "xla", SLOW])
 def test_padded_channels_equal_cropping(implementation):
   """Rows of the channel table are counted from its end, so cropping drops its first rows."""

@@ -25,8 +25,7 @@ def case_of(offsets):
   return case
 
 
-@pytest.mark.few("dynamic")
-@pytest.mark.smoke
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "offsets", [OFFSETS, np.array(OFFSETS, np.int32)], ids=["static", "dynamic"]
 )

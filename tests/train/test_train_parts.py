@@ -225,6 +225,7 @@ def test_programs_that_a_kill_left_half_written_are_dropped(tmp_path):
   assert sorted(path.name for path in tmp_path.iterdir()) == ["checked", "whole-cache"]
 
 
+@pytest.mark.slow
 def test_programs_from_the_cache_give_the_same_numbers(finished, tmp_path, cache_home):
   """In a process of its own, with the programs that this process compiled and kept."""
   assert list((cache_home / "h2g").glob("*/jit_steps*-cache"))

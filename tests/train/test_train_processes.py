@@ -69,6 +69,7 @@ ONE = (
 )
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
   """Parameters split over the processes; then the run of two is read and checked by one."""
   said = {}

@@ -56,6 +56,7 @@ def test_sigterm_saves_and_the_command_goes_on(variant, finished, tmp_path, sigt
   harness.assert_same_run(folder, finished[variant])
 
 
+@pytest.mark.slow
 def test_a_run_in_sequence_goes_on_in_the_middle_of_its_second_seed(tmp_path, sigterm_at):
   words = ("--config.train.seeds_together=False",)
   assert harness.train(tmp_path / "whole", *words) == 0

@@ -86,6 +86,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
   assert half["loss"] != one["loss"]
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_float32_state_and_the_old_state_is_given_away():
   experiment, config = curves.build("text", compute_dtype="bfloat16")
   settings = Settings.from_config(complete(config))
