@@ -259,6 +259,7 @@ CASES = {
 }
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", CASES)
 def test_logits_equal_the_dense_form_whatever_stands_in_the_padding(name):
   make, settings, dense = CASES[name]

@@ -122,6 +122,7 @@ def others(name):
   return dict(start=jnp.asarray(H[::-1])) if name == "fa" else {}
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("name", CASES)
 def test_operator_equals_its_dense_form_whatever_stands_in_the_padding(name):
   factory, settings, dense = CASES[name]

@@ -150,6 +150,7 @@ def called(name, module, rows, graph):
   return module(rows, graph, before=p)[0]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", CASES)
 def test_operator_equals_its_dense_form_whatever_stands_in_the_padding(name):
   factory, settings, dense = CASES[name]

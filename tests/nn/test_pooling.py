@@ -19,6 +19,7 @@ def tokens(batch=5, num=6, dim=12):
   return jnp.asarray(np.random.default_rng(0).normal(size=(batch, num, dim)), jnp.float32)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", [name for name in POOLINGS if name != "cls"])
 def test_every_pooling_gives_a_vector_and_its_maps(name):
   model = pure(lambda rngs: POOLINGS[name](12, 3, rngs=rngs))

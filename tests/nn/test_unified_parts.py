@@ -133,6 +133,7 @@ def test_biases_of_all_pairs_refuse_large_graphs(monkeypatch):
 # Attention.
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("is_typed", [True, False])
 @pytest.mark.parametrize("which", ["none", "edge", "hops"])
 def test_full_attention_with_masks(is_typed, which):
@@ -256,6 +257,7 @@ OPERATORS = {
 }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("local", OPERATORS)
 @pytest.mark.parametrize("attention", [None, FullAttention])
 def test_a_local_operator_beside_attention_is_added_up(local, attention):

@@ -88,6 +88,7 @@ def swap(pair, implementation):
   return case, implementation, arrays
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
   "name, rows",
   [("all", 1), ("ragged", 63), ("by entry", 65), ("ids", 65), ("sinks", 63), ("ragged", 1025)],

@@ -94,6 +94,7 @@ def test_benchmark_shapes_lower_for_cuda(case):
   assert text.count("stablehlo.custom_call @mosaic_gpu") == kernels
 
 
+@pytest.mark.few(6)
 @pytest.mark.lowering
 @pytest.mark.parametrize("case", interpreted_flash.CASES)
 def test_everything_served_lowers_for_cuda(case):

@@ -76,6 +76,7 @@ def flip(path: Path) -> None:
   path.write_bytes(bytes(content))
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
   ("pattern", "damage"),
   [

@@ -78,6 +78,7 @@ def test_rollback_goes_on_from_the_last_regular_checkpoint(tmp_path, capsys):
   assert state["seeds_0-1 state['rest']['seen']"].tolist() == [35, 35]  # 1-3 and 16, 17 are not in
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("policy", ["skip", "rollback"])
 def test_stopped_around_the_bad_batch_and_resumed_the_bits_are_the_same(
   policy, tmp_path, monkeypatch
