@@ -67,10 +67,11 @@ def get_config(variant="tiny"):
 
 def tiny():
   config = common.trainer(
-    steps=400,
-    eval_every=400,
+    steps=600,
+    eval_every=600,
     log_every=50,
-    lr=2e-3,
+    lr=1e-3,
+    warmup=60,
     weight_decay=0.05,
     optimizer="adamw",
     clip_norm=1.0,
