@@ -94,6 +94,7 @@ def test_kill_9_loses_nothing(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # minutes on an idle machine, an hour on a busy one
 @pytest.mark.parametrize(("variant", "steps"), [("full", 20000), ("stream", 10000)])
 def test_twenty_kills(variant, steps, tmp_path):
   """SIGKILL and SIGTERM at random moments, in start-up, and in saves on purpose."""
