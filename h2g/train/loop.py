@@ -94,6 +94,8 @@ def run(
         trainer.train(seeds)
       return trainer.finish()
     except OSError as error:
+      if processes.lost_a_peer(error):
+        raise  # a barrier that times out is an OSError to Python
       raise cannot_write(folder.path, error) from error
 
 
