@@ -10,7 +10,7 @@ A variant is a name, then options: `tiny,branches=sa` (sa+pwca, sa+glca, sa+glca
   full   CUB-200-2011 at 448 x 448, ViT-B (`full,size=deit_tiny`: DeiT-Tiny), the published recipe;
          needs --config.data.path=CUB_200_2011 --config.checkpoint=FILE.safetensors (names of timm)
 
-The numbers are in experiments/dcal/README.md. Neither was run to its end.
+The numbers are in experiments/dcal/README.md. `full` was not run.
 """
 
 from ml_collections import ConfigDict
