@@ -7,6 +7,8 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 
+from h2g.nn.losses import unit
+
 
 class Contrast(NamedTuple):
   """loss: [N] float32 cross-entropy; top1: [N] bool, the target has the largest similarity."""
@@ -53,7 +55,6 @@ def info_nce(
   drawn = drawn + ((drawn >= rank[:, None]) & valid[:, None]).astype(jnp.int32)
   negatives = order[jnp.maximum(drawn, 0)]
 
-  unit = lambda x: x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-12)
   pred, target = pred.astype(jnp.float32), target.astype(jnp.float32)
   fixed = jax.lax.stop_gradient(target)
   own = (unit(pred) * unit(target)).sum(-1)
