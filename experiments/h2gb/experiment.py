@@ -80,7 +80,10 @@ def build(config) -> Experiment:
       metrics["padding_share"] = 1 - masks.mean(dtype=jnp.float32)
     return value, (rest_of(module), metrics)
 
-  train_batches, eval_batches, draw = batches(graph, config)
+  abstract = model.bind(*jax.eval_shape(model.init, jax.random.key(0)))
+  # Rows copied per relation serve only the models that read relations (an own one may not say).
+  typed = getattr(abstract, "reads_relations", True)
+  train_batches, eval_batches, draw = batches(graph, config, typed=typed)
 
   def drawn(whole, own: Seeds, key: Array) -> tuple[Task, Array]:
     draw_key, key = jax.random.split(key)
@@ -195,13 +198,15 @@ def summarise(stats, *, metric: str) -> dict[str, float]:
   return metrics
 
 
-def batches(graph: HeteroGraph, config):
+def batches(graph: HeteroGraph, config, *, typed: bool = True):
   """(train_batches, eval_batches, draw): the resident whole graph, or streams of subgraphs.
 
   With `config.sample.device` a stream holds seed nodes, and `draw` makes subgraphs in the step.
+  `typed=False`: relations of the whole graph share message rows; subgraphs always keep theirs.
   """
   splits = data.splitter(graph, config.data.split)
-  whole = functools.cache(graph.with_incoming)  # not at all where only samples are read
+  # Not at all where only samples are read.
+  whole = functools.cache(functools.partial(graph.with_incoming, typed=typed))
 
   def resident(seeds: tuple[int, ...]) -> Batch:
     masks = [splits(seed=seed) for seed in seeds]

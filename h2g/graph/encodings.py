@@ -4,6 +4,7 @@ All run on the host, ignore padding, and give padded nodes zeros.
 """
 
 import numpy as np
+from scipy import sparse
 
 from h2g.errors import InputError
 from h2g.graph.graph import EdgeSet
@@ -12,6 +13,7 @@ from h2g.graph.graph import HeteroGraph
 CELLS = 1 << 24  # most entries of a dense matrix
 EXACT = 1 << 20  # most entries of a relation that is decomposed exactly; time is their 3/2 power
 DENSE_WORK = 1 << 34  # most products of a relation whose nodes are compared by a dense matmul
+DENSE_SHARE = 0.02  # least share of pairs with something in common that is worth a dense matmul
 DENSE_NODES = 4096  # most nodes whose Laplacian is decomposed; time is cubic in them
 
 
@@ -177,75 +179,48 @@ def with_similar(
       profiles.append((receivers, senders, weight, graph.num_nodes[name[0]]))
   if not profiles or not count:
     return graph.with_edges((node_type, relation, node_type), [], [], np.zeros((0, 1)))
-  dense, listed = [], []
+  dense, listed = [np.zeros((count, 0), np.float32)], [sparse.csr_array((count, 0))]
   for rows, columns, weight, width in profiles:
-    if count * count * width <= DENSE_WORK:
-      table = np.zeros((count, width), np.float32)
-      np.add.at(table, (rows, columns), weight)
+    profile = sparse.coo_array((weight, (rows, columns)), (count, width)).tocsr()  # adds up
+    products = np.sum(np.bincount(profile.indices, minlength=width).astype(float) ** 2)
+    small = count * count <= CELLS or products > count * count * DENSE_SHARE
+    if small and count * count * width <= DENSE_WORK:
+      table = profile.toarray().astype(np.float32)
       norm = np.linalg.norm(table, axis=1, keepdims=True)
       dense.append(table / np.where(norm > 0, norm, 1))
     else:
-      listed.append(_listed_profile(rows, columns, weight, count, width))
-  dense = np.concatenate([np.zeros((count, 0), np.float32), *dense], 1) / np.sqrt(len(profiles))
+      norm = np.sqrt(profile.multiply(profile).sum(axis=1))
+      listed.append(sparse.diags_array(1 / np.where(norm > 0, norm, 1)) @ profile)
+  dense = np.concatenate(dense, 1) / np.sqrt(len(profiles))
+  listed = sparse.hstack(listed).tocsr().astype(np.float32) / np.sqrt(len(profiles))
+  across = listed.T.tocsr()
   k = min(max(k, 1), count)
   senders, receivers, likeness = [], [], []
   chunk = max(1, CELLS // count)
   for begin in range(0, count, chunk):
-    table = dense[begin : begin + chunk] @ dense.T
-    for profile in listed:
-      table += _listed_likeness(profile, begin, len(table), count) / len(profiles)
-    here = np.arange(len(table))
-    table[here, here + begin] = 0
-    least = np.partition(table, count - k, axis=1)[:, count - k, None]
-    row, column = np.nonzero((table >= least) & (table > 0))
-    found = table[row, column]
+    products = listed[begin : begin + chunk] @ across
+    if dense.shape[1]:
+      table = dense[begin : begin + chunk] @ dense.T
+      if products.nnz:
+        table += products.toarray()
+      here = np.arange(len(table))
+      table[here, here + begin] = 0
+      least = np.partition(table, count - k, axis=1)[:, count - k, None]
+      row, column = np.nonzero((table >= least) & (table > 0))
+      found = table[row, column]
+    else:
+      products = products.tocoo()
+      other = (products.col != products.row + begin) & (products.data > 0)
+      row, column, found = (x[other] for x in (products.row, products.col, products.data))
     order = np.lexsort((column, -found, row))  # nearest first, ties to the smaller index
-    rank = np.arange(len(row)) - np.searchsorted(row, row)
-    order = order[rank < k]
-    senders.append(column[order])
-    receivers.append(row[order] + begin)
-    likeness.append(found[order])
+    row, column, found = row[order], column[order], found[order]
+    near = np.arange(len(row)) - np.searchsorted(row, row) < k
+    senders.append(column[near])
+    receivers.append(row[near] + begin)
+    likeness.append(found[near])
   return graph.with_edges(
     (node_type, relation, node_type), *map(np.concatenate, (senders, receivers, likeness))
   )
-
-
-def _listed_profile(rows, columns, weights, count: int, width: int):
-  """Rows of length 1 as lists: (indptr, columns, values) by row and (indptr, rows, values) by
-  column; parallel edges added up."""
-  cells, place = np.unique(rows.astype(np.int64) * width + columns, return_inverse=True)
-  values = np.bincount(place, weights, len(cells))
-  rows, columns = np.divmod(cells, width)
-  norm = np.sqrt(np.bincount(rows, values**2, count))
-  values = values / np.where(norm > 0, norm, 1)[rows]
-  order = np.argsort(columns, kind="stable")
-  start = lambda ids, size: np.concatenate([[0], np.cumsum(np.bincount(ids, minlength=size))])
-  return (
-    (start(rows, count), columns, values),
-    (start(columns, width), rows[order], values[order]),
-  )
-
-
-def _listed_likeness(profile, begin: int, chunk: int, count: int) -> np.ndarray:
-  """[chunk, count] products of rows begin:begin + chunk of a listed profile with all rows."""
-  (indptr, columns, values), (column_ptr, ends, end_values) = profile
-  first, last = indptr[begin], indptr[begin + chunk]
-  owner = np.repeat(np.arange(chunk), np.diff(indptr[begin : begin + chunk + 1]))
-  out = np.zeros(chunk * count, np.float32)
-  fan = np.diff(column_ptr)[columns[first:last]]
-  total = np.concatenate([[0], np.cumsum(fan)])
-  at = 0
-  while at < len(fan):  # expanded in pieces of bounded size
-    stop = max(at + 1, int(np.searchsorted(total, total[at] + CELLS, side="right")) - 1)
-    here, size = slice(at, stop), fan[at:stop]
-    shift = column_ptr[columns[first:last][here]] - (total[at:stop] - total[at])
-    place = np.repeat(shift, size) + np.arange(size.sum())
-    cell = np.repeat(owner[here], size) * count + ends[place]
-    low = int(cell[0]) // count * count if len(cell) else 0  # owners ascend: a window suffices
-    window = np.bincount(cell - low, np.repeat(values[first:last][here], size) * end_values[place])
-    out[low : low + len(window)] += window.astype(np.float32)
-    at = stop
-  return out.reshape(chunk, count)
 
 
 def append_features(graph: HeteroGraph, extra: dict[str, np.ndarray]) -> HeteroGraph:

@@ -109,7 +109,7 @@ class EdgeSet(_Replace):
   features: Array | None = None
 
 
-@_pytree(static=("schema",))
+@_pytree(static=("schema", "typed_messages"))
 class HeteroGraph(_Replace):
   """A heterogeneous graph.
 
@@ -119,6 +119,7 @@ class HeteroGraph(_Replace):
     splits: {name: [N_target] bool}, for instance train, val, test.
     incoming: EdgeIndex over all relations (see `with_incoming`), or None.
     schema: static.
+    typed_messages: static; whether relations have message rows of their own (see `with_incoming`).
   """
 
   nodes: dict[str, NodeSet]
@@ -126,6 +127,7 @@ class HeteroGraph(_Replace):
   splits: dict[str, Array]
   incoming: EdgeIndex | None
   schema: Schema
+  typed_messages: bool = True
 
   @classmethod
   def from_arrays(
@@ -192,7 +194,13 @@ class HeteroGraph(_Replace):
 
   @functools.cached_property
   def message_offsets(self) -> tuple[int, ...]:
-    """Message rows of relation r: one per source node, relation after relation."""
+    """Message rows of relation r: one per source node, relation after relation.
+
+    Raises:
+      InputError: the relations share their rows.
+    """
+    if not self.typed_messages:
+      raise InputError("relations cannot be told apart: build this graph by with_incoming()")
     return _offsets(self.num_nodes[source] for source, _, _ in self.schema.edge_types)
 
   def rows(self, node_type: str) -> tuple[int, int]:
@@ -216,7 +224,12 @@ class HeteroGraph(_Replace):
     return self.nodes[self.schema.target].labels
 
   def message_rows(self, x: Array) -> Array:
-    """[M, ...] from node rows x [N, ...]: per relation, the rows of its source type."""
+    """[M, ...] from node rows x [N, ...]: per relation, the rows of its source type.
+
+    x itself where relations share their rows.
+    """
+    if not self.typed_messages:
+      return x
     rows = []
     for source, begin, end in self.schema.source_runs:
       part = x[slice(*self.rows(source))]
@@ -225,14 +238,21 @@ class HeteroGraph(_Replace):
 
   # Changed copies.
 
-  def with_incoming(self, *, capacity: int | None = None) -> "HeteroGraph":
+  def with_incoming(self, *, capacity: int | None = None, typed: bool = True) -> "HeteroGraph":
     """Adds `incoming`: all relations as one EdgeIndex from message rows to node rows.
 
     Edges are numbered relation after relation (`edge_ids`), each in its receiver order. Runs on the
-    host. `capacity` pads the edge arrays.
+    host.
+
+    Args:
+      capacity: pads the edge arrays.
+      typed: False makes the node rows the message rows, for models that do not tell relations
+        apart: no row is copied per relation.
     """
+    runs = [self.rows(source) for source, _, _ in self.schema.edge_types]
+    starts = _offsets(end - begin for begin, end in runs) if typed else [begin for begin, _ in runs]
     senders, receivers = [], []
-    for start, name in zip(self.message_offsets, self.schema.edge_types):
+    for start, name in zip(starts, self.schema.edge_types):
       edges = self.edges[name]
       count = int(edges.indptr[-1])  # what follows is padding
       senders.append(np.asarray(edges.senders[:count]) + start)
@@ -241,7 +261,7 @@ class HeteroGraph(_Replace):
     index = build_edge_index(
       np.concatenate([empty, *senders]),
       np.concatenate([empty, *receivers]),
-      self.message_offsets[-1],
+      starts[-1] if typed else self.node_offsets[-1],
       self.node_offsets[-1],
       capacity=capacity,
     )
@@ -252,7 +272,7 @@ class HeteroGraph(_Replace):
       place = [np.arange(c) + start for c, start in zip(counts, _offsets(sizes))]
       ids = np.concatenate([empty, *place]).astype(np.int32)[index.edge_ids[: sum(counts)]]
       index = index._replace(edge_ids=np.pad(ids, (0, len(index.edge_ids) - len(ids))))
-    return self.replace(incoming=index)
+    return self.replace(incoming=index, typed_messages=typed)
 
   def with_reverses(self, *, prefix: str = "rev_", skip: tuple[str, ...] = ()) -> "HeteroGraph":
     """Adds (target, prefix + relation, source) for each relation that has no reverse yet.
@@ -310,7 +330,7 @@ class HeteroGraph(_Replace):
       edge_types=tuple(edge_sets),
       edge_feature_dims=tuple(_width(edges.features) for edges in edge_sets.values()),
     )
-    return self.replace(edges=edge_sets, schema=schema, incoming=None)
+    return self.replace(edges=edge_sets, schema=schema, incoming=None, typed_messages=True)
 
   def summary(self) -> str:
     """A readable table of the node types, relations and labels."""

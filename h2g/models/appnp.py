@@ -56,6 +56,7 @@ class APPNP(nnx.Module):
   """
 
   reads_labels = False
+  reads_relations = False
 
   def __init__(
     self,

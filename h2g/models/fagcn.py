@@ -21,6 +21,7 @@ class FAGCN(nnx.Module):
   """
 
   reads_labels = False
+  reads_relations = False
 
   def __init__(
     self,

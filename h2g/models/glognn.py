@@ -29,6 +29,7 @@ class GloGNN(nnx.Module):
   """
 
   reads_labels = False
+  reads_relations = False
 
   def __init__(
     self,

@@ -72,6 +72,7 @@ class GOAT(nnx.Module):
   """
 
   reads_labels = False
+  reads_relations = False
 
   def __init__(
     self,

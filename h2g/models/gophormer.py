@@ -32,6 +32,7 @@ class Gophormer(nnx.Module):
   """
 
   reads_labels = False
+  reads_relations = False
 
   def __init__(
     self,

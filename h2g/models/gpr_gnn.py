@@ -19,6 +19,7 @@ class GPRGNN(nnx.Module):
   """
 
   reads_labels = False
+  reads_relations = False
 
   def __init__(
     self,

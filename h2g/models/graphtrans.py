@@ -45,7 +45,7 @@ def graphtrans(
     dropout_rate=dropout_rate,
     rngs=rngs,
   )
-  return UnifiedGT(
+  model = UnifiedGT(
     schema,
     encoder=encoder,
     dim=dim,
@@ -58,3 +58,5 @@ def graphtrans(
     dropout_rate=dropout_rate,
     rngs=rngs,
   )
+  model.reads_relations = False
+  return model

@@ -26,6 +26,7 @@ class H2GCN(nnx.Module):
   """
 
   reads_labels = False
+  reads_relations = True
 
   def __init__(
     self,

@@ -42,6 +42,7 @@ class HGT(nnx.Module):
   """
 
   reads_labels = False
+  reads_relations = True
 
   def __init__(
     self,

@@ -115,6 +115,7 @@ class HINormer(nnx.Module):
   """
 
   reads_labels = False
+  reads_relations = False
 
   def __init__(
     self,

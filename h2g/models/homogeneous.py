@@ -92,6 +92,11 @@ class Homogeneous(nnx.Module):
     self.residual, self.jumping_knowledge = residual, jumping_knowledge
     self.typed_norm = typed_norm
 
+  @property
+  def reads_relations(self) -> bool:
+    """Whether an operator tells relations apart; otherwise the graph needs no typed messages."""
+    return any(getattr(conv, "reads_relations", False) for conv in self.convs)
+
   def __call__(
     self, graph: HeteroGraph, *, visible: Array | None = None, key: Array | None = None
   ) -> Array:

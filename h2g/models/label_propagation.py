@@ -29,6 +29,7 @@ class LabelPropagation(nnx.Module):
   """
 
   reads_labels = True
+  reads_relations = False
 
   def __init__(
     self,

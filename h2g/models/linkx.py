@@ -23,6 +23,7 @@ class LINKX(nnx.Module):
   """
 
   reads_labels = False
+  reads_relations = False
 
   def __init__(
     self,

@@ -37,6 +37,7 @@ class LSGNN(nnx.Module):
   """
 
   reads_labels = False
+  reads_relations = False
 
   def __init__(
     self,
@@ -123,7 +124,7 @@ class LSGNN(nnx.Module):
 
     distance = edge_distance(graph)
     scores = in_blocks(jax.checkpoint(score), distance)
-    ones = jnp.ones((graph.message_offsets[-1], 1))
+    ones = graph.message_rows(jnp.ones((graph.node_offsets[-1], 1)))
     return edge_sum(ones, graph.incoming, weights=scores, mean=True)
 
 

@@ -25,6 +25,7 @@ class NAGphormer(nnx.Module):
   """
 
   reads_labels = False
+  reads_relations = False
 
   def __init__(
     self,

@@ -75,6 +75,7 @@ class PolyFormer(nnx.Module):
   """
 
   reads_labels = False
+  reads_relations = False
 
   def __init__(
     self,

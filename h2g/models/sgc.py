@@ -18,6 +18,7 @@ class SGC(nnx.Module):
   """
 
   reads_labels = False
+  reads_relations = False
 
   def __init__(
     self,

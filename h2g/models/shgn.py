@@ -24,6 +24,7 @@ class SHGN(nnx.Module):
   """
 
   reads_labels = False
+  reads_relations = True
 
   def __init__(
     self,

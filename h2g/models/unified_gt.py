@@ -130,6 +130,8 @@ class UnifiedGT(nnx.Module):
     activation: of the pre-layer.
   """
 
+  reads_relations = True
+
   def __init__(
     self,
     schema: Schema,

@@ -153,6 +153,23 @@ def test_incoming_equals_brute_force(seed, num_edges, surplus):
     graph.with_incoming(capacity=total - 1)
 
 
+def test_shared_message_rows_are_the_node_rows():
+  graph = random_graph().with_reverses()
+  typed, shared = graph.with_incoming(), graph.with_incoming(typed=False)
+  rows = np.arange(graph.node_offsets[-1])
+  np.testing.assert_array_equal(shared.message_rows(rows), rows)
+  np.testing.assert_array_equal(
+    np.asarray(typed.message_rows(rows))[typed.incoming.senders], shared.incoming.senders
+  )
+  for name in ("indptr", "receivers", "edge_ids"):
+    same = getattr(typed.incoming, name), getattr(shared.incoming, name)
+    np.testing.assert_array_equal(*same)
+  assert len(shared.incoming.sender_indptr) == len(rows) + 1
+  with pytest.raises(InputError, match="cannot be told apart: build this graph by with_incoming"):
+    _ = shared.message_offsets
+  assert shared.with_self_loops().typed_messages and shared.with_incoming().typed_messages
+
+
 def test_reverses_turn_every_edge_and_are_added_once():
   graph = random_graph()
   both = graph.with_reverses()

@@ -43,6 +43,8 @@ class HANConv(nnx.Module):
   Source: arXiv 1903.07293 eq. 1-9.
   """
 
+  reads_relations = True
+
   def __init__(
     self,
     in_dim: int,

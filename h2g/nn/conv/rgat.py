@@ -32,6 +32,8 @@ class RGATConv(nnx.Module):
   Args of the constructor: schema gives the relations; the others as of `GATConv`.
   """
 
+  reads_relations = True
+
   def __init__(
     self,
     in_dim: int,

@@ -28,6 +28,8 @@ class RGCNConv(nnx.Module):
   Source: arXiv 1703.06103 eq. 2.
   """
 
+  reads_relations = True
+
   def __init__(
     self, in_dim: int, *, schema: Schema, out_dim: int, typed: bool = False, rngs: nnx.Rngs
   ):
