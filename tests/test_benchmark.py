@@ -15,6 +15,7 @@ from h2g.benchmark import report
 from h2g.benchmark.table import Score
 from h2g.benchmark.table import Table
 from h2g.errors import InputError
+from h2g.train import jobs
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "h2gb.py"
@@ -150,3 +151,9 @@ def test_a_benchmark_survives_a_failure_and_resumes(tmp_path):
     rows = list(csv.DictReader(file))
   assert [row["model"] for row in rows] == ["mlp", "gcn"]
   assert all(float(row["step_ms"]) > 0 and row["seeds"] == "2" for row in rows)
+
+
+def test_runs_at_a_time_divide_the_cores(monkeypatch):
+  monkeypatch.setattr(jobs.os, "sched_getaffinity", lambda pid: {0, 1, 2, 5}, raising=False)
+  assert jobs._shares(2) == [{0, 2}, {1, 5}]
+  assert jobs._shares(1) == [set()] and jobs._shares(8) == [set()] * 8

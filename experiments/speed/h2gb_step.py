@@ -8,9 +8,10 @@ gradients, and updates the weights; both sides draw the same subgraphs with the 
 
 The peer is the official layer written again in torch: node types one after another through their
 own linears, relation weights gathered per edge ([E, H, D, D]), PyG's softmax and scatter over
-edges. PyG's own HGT sampler needs compiled extensions that PyPI does not have for this torch, so
-the peer samples with ours: what is compared is everything else of the step. Before anything is
-timed the two give the same logits on one subgraph, with copied weights.
+edges. The peer samples with ours, because PyG's own HGT sampler needs an extension that is compiled
+by whoever installs it: what is compared is everything else of the step, and that sampler stands in
+sampler.py. Before anything is timed the two give the same logits on one subgraph, with copied
+weights.
 """
 
 import os

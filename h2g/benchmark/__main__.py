@@ -8,7 +8,7 @@
   --workdir DIR        runs go to DIR/<dataset>/<model>, the table to DIR/table.{md,csv,html}
   --preset NAME        a variant of the config that says how long to train; its first by default
   --config FILE        a config that offers a BENCHMARK (configs/h2gb.py)
-  --jobs N             runs at a time (1); more share the cores, and their step times
+  --jobs N             runs at a time (1), which divide the cores: step times are of the share
   --minutes M          a run that takes longer counts as failed; 0 lets it (0)
   --config.x.y=value   another value for one setting, in every run
   --help               this text, with the names there are

@@ -86,13 +86,6 @@ def distinct(rows: np.ndarray, table: np.ndarray) -> np.ndarray:
   return rows[table[rows] == marks].astype(np.int64)
 
 
-def indptr_of(ids: np.ndarray, num: int) -> np.ndarray:
-  """[num + 1] int32 row starts of ids that are sorted, or will be."""
-  indptr = np.zeros(num + 1, np.int32)
-  np.cumsum(np.bincount(ids, minlength=num), out=indptr[1:])
-  return indptr
-
-
 def argsort(ids: np.ndarray, bound: int) -> np.ndarray:
   """[n] int32 stable order of ids < bound."""
   if bound <= 1 << 16:  # NumPy sorts 16-bit integers by radix, several times faster

@@ -25,6 +25,7 @@ from h2g.graph.graph import EdgeType
 from h2g.graph.graph import HeteroGraph
 from h2g.graph.graph import NodeSet
 from h2g.graph.mapped import Maps
+from h2g.ops.edge import indptr_of
 
 UNSEEN = -1  # in a lookup table; k >= 0: sampled, local row k
 TOGETHER = 1 << 21  # edges up to which several relations are read at once
@@ -267,8 +268,8 @@ class Sampler:
       edges[name] = EdgeSet(
         senders=senders.astype(np.int32),
         receivers=receivers.astype(np.int32),
-        indptr=csr.indptr_of(receivers, tables.count(target)),
-        sender_indptr=csr.indptr_of(senders, tables.count(source)),
+        indptr=indptr_of(receivers, tables.count(target)),
+        sender_indptr=indptr_of(senders, tables.count(source)),
         sender_order=csr.argsort(senders, tables.count(source)),
         features=None if features is None else features.take(position, axis=0),
       )

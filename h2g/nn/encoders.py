@@ -76,15 +76,14 @@ class SharedEncoder(nnx.Module):
 
   def __call__(self, graph: HeteroGraph, *, key: Array | None = None) -> Array:
     del key
-    rows = []
+    rows, kernel = [], self.kernel[...]
     for node_type in graph.schema.node_types:
       nodes = graph.nodes[node_type]
       if nodes.features is None:
-        x = jnp.zeros((nodes.ids.shape[0], self.width))
-      else:
-        x = jnp.pad(nodes.features, ((0, 0), (0, self.width - nodes.features.shape[1])))
-      rows.append(x)
-    return jnp.concatenate(rows) @ self.kernel[...] + self.bias[...][None, :]
+        rows.append(jnp.zeros((nodes.ids.shape[0], kernel.shape[1])))
+      else:  # what is padded meets rows of W that are left out
+        rows.append(nodes.features @ kernel[: nodes.features.shape[1]])
+    return jnp.concatenate(rows) + self.bias[...][None, :]
 
 
 class LabelEmbedding(nnx.Module):

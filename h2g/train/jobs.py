@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from collections.abc import Sequence
 import concurrent.futures
+import contextlib
 import json
 import os
 from pathlib import Path
+import queue
 import subprocess
 import sys
 from typing import NamedTuple
@@ -49,17 +51,25 @@ def run(
 
   Args:
     jobs: in the order in which they start.
-    at_once: runs at a time. With more than one, their times are not those of a quiet machine.
+    at_once: runs at a time, each on cores of its own (Linux): two on all cores would wait for each
+      other's threads. With more than one, their times are not those of a quiet machine.
     minutes: a run that takes longer is stopped and counts as failed; 0 lets it.
     done: called after each job.
   Raises:
     KeyboardInterrupt: a run was told to stop, and saved.
   """
+  free = queue.SimpleQueue()
+  for share in _shares(at_once):
+    free.put(share)
   bar = tqdm(total=len(jobs), unit="run", disable=not sys.stderr.isatty())
 
   def one(job: Job) -> None:
     bar.set_description(job.name)
-    reason = _train(job, minutes)
+    share = free.get()
+    try:
+      reason = _train(job, minutes, share)
+    finally:
+      free.put(share)
     _note(job.folder, reason)
     if not sys.stderr.isatty():
       print(f"{job.name}: {reason or 'done'}", file=sys.stderr, flush=True)
@@ -90,24 +100,38 @@ def outcome(folder: Path) -> tuple[dict | None, str]:
   return found, ""
 
 
-def _train(job: Job, minutes: float) -> str | None:
+def _shares(at_once: int) -> list[set[int]]:
+  """Cores for each of the runs at a time; empty sets where they cannot or need not be divided."""
+  cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+  if at_once == 1 or at_once > len(cores):
+    cores = []
+  return [set(cores[at::at_once]) for at in range(at_once)]
+
+
+def _train(job: Job, minutes: float, cores: set[int]) -> str | None:
   """Runs one command; None where it finished, or the reason why it did not."""
   job.folder.mkdir(parents=True, exist_ok=True)
   # The caller's import path: a clone that is not installed works as well.
   environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
   with (job.folder / "log.txt").open("ab") as log:
     begin = log.tell()
+    process = subprocess.Popen(
+      [sys.executable, *job.words],
+      stdout=log,
+      stderr=subprocess.STDOUT,
+      stdin=subprocess.DEVNULL,
+      env=environment,
+    )
     try:
-      status = subprocess.run(
-        [sys.executable, *job.words],
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL,
-        env=environment,
-        timeout=60 * minutes or None,
-      ).returncode
+      if cores:
+        with contextlib.suppress(OSError):  # it has ended, or may not be moved
+          os.sched_setaffinity(process.pid, cores)
+      status = process.wait(60 * minutes or None)
     except subprocess.TimeoutExpired:
       return f"took longer than {minutes:g} minutes"
+    finally:
+      process.kill()  # nothing, if it has ended
+      process.wait()
   if status == 0:
     return None
   if status in PREEMPTED:

@@ -64,15 +64,17 @@ def build_edge_index(
   pad = lambda ids: np.pad(ids.astype(np.int32), (0, capacity - num_edges))
   sorted_senders = senders[order]
   return EdgeIndex(
-    indptr=_indptr(receivers, num_receivers),
+    indptr=indptr_of(receivers, num_receivers),
     senders=pad(sorted_senders),
     receivers=pad(receivers[order]),
-    sender_indptr=_indptr(senders, num_senders),
+    sender_indptr=indptr_of(senders, num_senders),
     sender_order=pad(np.argsort(sorted_senders, kind="stable")),
     edge_ids=pad(order),
   )
 
 
-def _indptr(ids: np.ndarray, num: int) -> np.ndarray:
-  counts = np.bincount(ids, minlength=num) if ids.size else np.zeros(num, np.int64)
-  return np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+def indptr_of(ids: np.ndarray, num: int) -> np.ndarray:
+  """[num + 1] int32 row starts of ids in [0, num) that are sorted, or will be."""
+  indptr = np.zeros(num + 1, np.int32)
+  np.cumsum(np.bincount(ids.astype(np.int64, copy=False), minlength=num), out=indptr[1:])
+  return indptr
