@@ -27,14 +27,22 @@ class Canvases(NamedTuple):
 
 
 def splits(
-  *, train: int, val: int, test: int, seed: int = 0, size: int = 24, scraps: int = 2, noise=0.1
+  *,
+  train: int,
+  val: int,
+  test: int,
+  seed: int = 0,
+  size: int = 24,
+  scraps: int = 2,
+  noise: float = 0.1,
+  grid: int = 1,
 ) -> dict[str, Canvases]:
   """{"train", "val", "test"}: canvases of disjoint digits, two thirds of them for training.
 
   Args:
     train, val, test: canvases of each part.
     seed: of the parts, the places and the scraps; the same arguments give the same canvases.
-    size, scraps, noise: see `canvases`.
+    size, scraps, noise, grid: see `canvases`.
   """
   found = digits.load()
   order = np.random.default_rng((seed, 0)).permutation(len(found.labels))
@@ -49,6 +57,7 @@ def splits(
       size=size,
       scraps=scraps,
       noise=noise,
+      grid=grid,
     )
     for at, (name, num, ids) in enumerate(parts, 1)
   }
@@ -63,6 +72,7 @@ def canvases(
   size: int = 24,
   scraps: int = 2,
   noise: float = 0.1,
+  grid: int = 1,
 ) -> Canvases:
   """Draws canvases.
 
@@ -76,6 +86,7 @@ def canvases(
     size: side of a canvas in pixels.
     scraps: of each canvas.
     noise: brightest pixel of the background.
+    grid: corners lie at multiples of it: that of a patch keeps what is drawn whole in patches.
   Raises:
     InputError: a digit does not fit, or there are none.
   """
@@ -89,7 +100,7 @@ def canvases(
 
   def paste(what: np.ndarray) -> np.ndarray:
     side = what.shape[-1]
-    corner = rng.integers(0, size - side + 1, (num, 2))
+    corner = grid * rng.integers(0, (size - side) // grid + 1, (num, 2))
     at = corner[:, :, None] + np.arange(side)[None, None]
     place = (rows, at[:, 0, :, None], at[:, 1, None, :])
     out[place] = np.maximum(out[place], what)

@@ -14,6 +14,11 @@ from h2g.nn.patches import patchify
 from h2g.nn.patches import sincos_2d
 from h2g.nn.transformer import Block
 
+# A tenth of `xavier_uniform`, which the official code has here too. Where most patches are blank,
+# their targets are zero: outputs of unit variance are then silenced first, all that feeds them with
+# it, and hundreds of steps later the loss is still that of predicting zero.
+QUIET = nnx.initializers.variance_scaling(0.01, "fan_avg", "uniform")
+
 
 class MaskedAutoencoder(nnx.Module):
   """loss = mean over masked patches of |decoder(encoder(visible patches)) - normalised pixels|^2.
@@ -57,7 +62,9 @@ class MaskedAutoencoder(nnx.Module):
       [Block(decoder_dim, decoder_heads, rngs=rngs) for _ in range(decoder_layers)]
     )
     self.norm = nnx.LayerNorm(decoder_dim, epsilon=1e-6, rngs=rngs)
-    self.to_pixels = linear(decoder_dim, self.vit.to_tokens.in_features)
+    self.to_pixels = nnx.Linear(
+      decoder_dim, self.vit.to_tokens.in_features, kernel_init=QUIET, rngs=rngs
+    )
 
   def visible_ids(self, num_images: int, key: Array) -> Array:
     """[B, V] int32: the patches that each image keeps, uniform, in rising order."""

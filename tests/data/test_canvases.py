@@ -24,6 +24,14 @@ def test_the_digit_is_whole_and_its_label_and_corner_are_right():
   np.testing.assert_array_equal(made.images, other.images)
 
 
+def test_a_grid_keeps_what_is_drawn_whole_in_patches():
+  found = digits.load()
+  made = canvases.canvases(found.images[:50], found.labels[:50], 200, seed=1, noise=0.0, grid=4)
+  assert not (made.boxes % 4).any() and made.boxes.max() == 16 and made.boxes.min() == 0
+  patches = made.images.reshape(200, 6, 4, 6, 4).any((2, 4)).sum((1, 2))
+  assert patches.max() <= 6  # four of the digit, one of each scrap
+
+
 def test_parts_have_their_own_digits():
   parts = canvases.splits(train=300, val=50, test=60, scraps=0, noise=0.0)
   assert [len(part.labels) for part in parts.values()] == [300, 50, 60]
