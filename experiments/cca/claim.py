@@ -18,7 +18,7 @@ def check(runs: Runs) -> list[Finding]:
   tiled = embeddings(runs, "tiny", evaluate_as="tiny,model=tiled")
   pairs = zip(jax.tree.leaves(spaces), jax.tree.leaves(tiled))
   apart = max(float(np.abs(a - b).max()) for a, b in pairs)
-  share = size(runs, "tiny") / size(runs, "tiny,model=separate")
+  share = runs.num_params("tiny") / runs.num_params("tiny,model=separate")
   num = spaces[0]["gallery"]["spaces"].shape[1]
   maps = np.mean([map_table(split) for split in spaces], axis=0)
   swapped = maps[~np.eye(num, dtype=bool)].mean()
@@ -48,12 +48,6 @@ def embeddings(runs: Runs, variant: str, *, evaluate_as: str | None = None) -> l
   batch = experiment.eval_batches((0,))
   evaluate = jax.jit(lambda params, rest: experiment.evaluate(params, rest, batch)["test"])
   return [jax.device_get(evaluate(*seed)) for seed in runs.seeds(variant)]
-
-
-def size(runs: Runs, variant: str) -> int:
-  """Parameters of one seed."""
-  params, _ = jax.eval_shape(build(runs.config(variant)).init, jax.random.key(0))
-  return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def map_table(split) -> np.ndarray:

@@ -27,6 +27,7 @@ from h2g.nn.patches import unit_range
 from h2g.train import Batch
 from h2g.train import Experiment
 from h2g.train import resident
+from h2g.train import rows_at_random
 
 
 class Split(NamedTuple):
@@ -43,10 +44,9 @@ def build(config) -> Experiment:
   network = networks(config, len(names))
 
   def mined(params, rest, batch: Batch, key: Array):
-    images, labels = batch.shared
-    ids = jax.random.randint(key, (config.images,), 0, len(images))
-    spaces = network.spaces(params, rest, images[ids])
-    value, violated = mined_triplet_loss(spaces, labels[ids], config.margin)
+    images, labels = rows_at_random(batch.shared, config.images, key)
+    spaces = network.spaces(params, rest, images)
+    value, violated = mined_triplet_loss(spaces, labels, config.margin)
     return value.mean(), (rest, {"violated": violated.mean()})
 
   def drawn(params, rest, batch: Batch, key: Array):

@@ -5,7 +5,6 @@ import functools
 import jax
 from jax import Array
 import jax.numpy as jnp
-import numpy as np
 
 from h2g.data import ade20k
 from h2g.data import cityscapes
@@ -30,6 +29,7 @@ from h2g.nn.set_loss import deep_set_loss
 from h2g.nn.set_loss import Targets
 from h2g.train import Batch
 from h2g.train import Experiment
+from h2g.train import in_order
 
 
 def build(config) -> Experiment:
@@ -75,13 +75,6 @@ def build(config) -> Experiment:
     stream = panoptic.stream(data.train, config.data.batch_size, seeds)
     return stream.map(lambda example: Batch(shared=None, own=example))
 
-  def eval_batches(seeds: tuple[int, ...]):
-    repeat = lambda x: np.broadcast_to(x, (len(seeds), *x.shape))
-    return lambda: (
-      Batch(shared=None, own=jax.tree.map(repeat, parts))
-      for parts in panoptic.in_order(data.splits, config.data.eval_batch_size)
-    )
-
   return Experiment(
     dataset=config.data.name,
     model=config.model.attention,
@@ -94,7 +87,7 @@ def build(config) -> Experiment:
     evaluate=evaluate,
     summarise=summarise,
     train_batches=train_batches,
-    eval_batches=eval_batches,
+    eval_batches=in_order(lambda: panoptic.in_order(data.splits, config.data.eval_batch_size)),
   )
 
 

@@ -86,7 +86,7 @@ def starting(init: Callable, checkpoint: str, config, *, at: str = "vit") -> Cal
   """`init` (key -> (params, rest)) whose vision transformer comes from a checkpoint, where given.
 
   Args:
-    init: of a network with a `ViT` at params[at].
+    init: of a network with a `ViT` at params[at], or of a `ViT` where `at` is empty.
     checkpoint: path of a timm checkpoint; empty: `init` as it is.
     config: image_size and patch, of that ViT.
     at: its name.
@@ -94,12 +94,12 @@ def starting(init: Callable, checkpoint: str, config, *, at: str = "vit") -> Cal
   if not checkpoint:
     return init
   grid = (config.image_size // config.patch,) * 2
-  shapes = jax.eval_shape(init, jax.random.key(0))[0][at]
-  vit = load(checkpoint, shapes, grid=grid)
+  shapes = jax.eval_shape(init, jax.random.key(0))[0]
+  vit = load(checkpoint, shapes[at] if at else shapes, grid=grid)
 
   def start(key):
     params, rest = init(key)
-    return params | {at: vit}, rest
+    return params | {at: vit} if at else vit, rest
 
   return start
 

@@ -46,3 +46,10 @@ def pure(make: Callable[[nnx.Rngs], nnx.Module]) -> Pure:
 def rest_of(module: nnx.Module) -> Any:
   """The other state of a bound module after a call that changed it (running statistics)."""
   return nnx.to_pure_dict(nnx.split(module, nnx.Param, ...)[2])
+
+
+def forward(model: Pure, params: Any, rest: Any, x: Any, training: bool) -> tuple[Any, Any]:
+  """(module(x), other state after the call) in the mode of training or of evaluation."""
+  module = model.bind(params, rest)
+  (module.train if training else module.eval)()
+  return module(x), rest_of(module)

@@ -4,6 +4,7 @@ import functools
 import importlib
 import json
 from pathlib import Path
+import re
 from typing import NamedTuple
 
 import jax
@@ -91,6 +92,14 @@ class Runs:
     config = self.config(variant)
     experiment = module(f"experiments.{self.slug}.experiment").build(config)
     return experiment, *train.restore_best(experiment, config, self.folder(variant))
+
+  def num_params(self, variant: str, pattern: str = "") -> int:
+    """Parameters of one seed in whose path (`blocks/0/kernel`) the regular expression is found."""
+    experiment = module(f"experiments.{self.slug}.experiment").build(self.config(variant))
+    params, _ = jax.eval_shape(experiment.init, jax.random.key(0))
+    name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return sum(leaf.size for path, leaf in leaves if re.search(pattern, name(path)))
 
   def seeds(self, variant: str) -> list[tuple]:
     """(params, rest) of each seed of the trained variant."""

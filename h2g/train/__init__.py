@@ -6,9 +6,25 @@ was stopped, and returns what `results.json` holds. Nothing here knows a model o
 
 from h2g.train.experiment import Batch
 from h2g.train.experiment import Experiment
+from h2g.train.experiment import in_order
 from h2g.train.experiment import resident
+from h2g.train.experiment import rows_at_random
+from h2g.train.tasks import classification
+from h2g.train.tasks import mean_loss
 
-__all__ = ["Batch", "Experiment", "resident", "restore_best", "restore_params", "run", "start_from"]
+__all__ = [
+  "Batch",
+  "Experiment",
+  "classification",
+  "in_order",
+  "mean_loss",
+  "resident",
+  "restore_best",
+  "restore_params",
+  "rows_at_random",
+  "run",
+  "start_from",
+]
 
 
 def run(experiment: Experiment, config, workdir, **kwargs) -> dict:

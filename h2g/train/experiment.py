@@ -1,11 +1,13 @@
 """What the trainer asks of an experiment: functions over pytrees, nothing else."""
 
 from collections.abc import Callable
+from collections.abc import Iterable
 import dataclasses
 from pathlib import Path
 from typing import Any
 from typing import NamedTuple
 
+import jax
 from jax import Array
 import numpy as np
 
@@ -27,6 +29,29 @@ class Batch(NamedTuple):
 def resident(shared: Any) -> Callable[[tuple[int, ...]], Batch]:
   """`seeds -> Batch` of arrays that stay on the device; seeds differ by their keys alone."""
   return lambda seeds: Batch(shared=shared, own=np.zeros((len(seeds), 1), np.float32))
+
+
+def in_order(
+  batches: Callable[[], Iterable[Any]], shared: Any = None
+) -> Callable[[tuple[int, ...]], Callable[[], Iterable[Batch]]]:
+  """For `Experiment.eval_batches`: what `batches()` yields, from its start at every evaluation.
+
+  Args:
+    batches: of pytrees of arrays [B, ...], which every seed reads alike.
+    shared: of every batch.
+  """
+
+  def of(seeds: tuple[int, ...]):
+    repeat = lambda x: np.broadcast_to(x, (len(seeds), *x.shape))
+    return lambda: (Batch(shared, jax.tree.map(repeat, own)) for own in batches())
+
+  return of
+
+
+def rows_at_random(arrays: Any, num: int, key: Array) -> Any:
+  """[num, ...] rows of every leaf [N, ...] of a pytree, the same of each, drawn and put back."""
+  ids = jax.random.randint(key, (num,), 0, len(jax.tree.leaves(arrays)[0]))
+  return jax.tree.map(lambda array: array[ids], arrays)
 
 
 @dataclasses.dataclass(frozen=True)
