@@ -13,8 +13,8 @@ trained first where `config.encoder.workdir` does not hold it yet.
 
 Options after the name: `pool=` gap, cls, ep, mhca, abmilp, simpool, aim, jepa; `queries=` (heads of
 mhca, aim, jepa), 8 and in `full` 32; `d_out=` divides the width of the output; `tokens=` patches or
-all; `block=` probes an intermediate block, counted from 1; `objective=cls` takes an encoder that
-was trained to classify by its class token (`tiny` and `encoder`).
+all; `block=` probes an intermediate block, counted from 1; `objective=` (`tiny` and `encoder`) mae,
+cls: an encoder that was trained to classify by its class token, none: one as it is drawn at random.
 
 Expect: experiments/efficient_probing/README.md. `full` was not run.
 """
@@ -51,37 +51,40 @@ BASE = {
   "mlp_ratio": 4.0,
 }
 DECODER = {"decoder_dim": 32, "decoder_layers": 1, "decoder_heads": 2, "mask_ratio": 0.5}
-CANVASES = {"train": 6000, "val": 1000, "test": 2000, "seed": 0, "noise": 0.0}
+CANVASES = {"train": 6000, "val": 1000, "test": 2000, "seed": 0, "noise": 0.0, "grid": 4}
+EPOCHS = {"mae": 40, "cls": 10, "none": 0}
 IMAGENET = {"root": "imagenet", "train": 1281167, "eval_batch": 256}
 
 
 def get_config(variant="tiny"):
   """Values only; see the module's docstring for the variants."""
   name, options = common.parse_variant(variant, names=NAMES, options=OPTIONS)
-  common.require("objective", options["objective"], ("mae", "cls"))
+  common.require("objective", options["objective"], EPOCHS)
   make = {"tiny": _probe, "encoder": _encoder, "full": _full}[name]
   return make(options)
 
 
 def _encoder(options) -> ConfigDict:
-  classify = options["objective"] == "cls"
-  epochs, batch = (5 if classify else 21), 64
-  config = _schedule(epochs, batch, 6000, optimizer="adamw", lr=1e-3, weight_decay=0.05)
-  config.train.eval_every = config.train.steps // 8
+  objective, batch = options["objective"], 64
+  epochs = EPOCHS[objective]
+  config = _schedule(epochs, batch, 6000, optimizer="adamw", lr=1.5e-3, weight_decay=0.05)
+  if not epochs:  # a single step at rate zero, which the trainer can save and restore
+    config.train.update(steps=1, lr=0.0)
+  config.train.eval_every = max(config.train.steps // 8, 1)
   config.experiment = "experiments.efficient_probing.encoder"
-  config.objective, config.batch_size = options["objective"], batch
+  config.objective, config.batch_size = objective, batch
   config.data = ConfigDict(CANVASES)
   config.vit = ConfigDict(TINY)
-  config.decoder = ConfigDict({} if classify else DECODER)
+  config.decoder = ConfigDict({} if objective == "cls" else DECODER)
   return config
 
 
 def _probe(options) -> ConfigDict:
   inner, objective = _encoder(options), options.pop("objective")
   options["queries"] = options["queries"] or 8
-  config = _schedule(30, 512, 6000, optimizer="lars", lr=2.0)
+  config = _schedule(60, 256, 6000, optimizer="adam", lr=3e-2)
   config.experiment = "efficient_probing"
-  config.num_seeds, config.batch_size = 3, 512
+  config.num_seeds, config.batch_size = 3, 256
   variant = "encoder" if objective == "mae" else f"encoder,objective={objective}"
   workdir = f"runs/efficient_probing/{variant}"
   block = options.pop("block")

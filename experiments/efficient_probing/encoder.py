@@ -18,9 +18,7 @@ from h2g.models.vit import ViT
 from h2g.models.vit import ViTClassifier
 from h2g.nn.patches import unit_range
 from h2g.nn.pure import pure
-from h2g.train import Batch
 from h2g.train import Experiment
-from h2g.train import resident
 
 
 class Frozen(NamedTuple):
@@ -32,41 +30,24 @@ class Frozen(NamedTuple):
 
 
 def build(config) -> Experiment:
-  """Trains an encoder: `config.objective` "mae", or "cls": by the class token's cross-entropy."""
-  masked = config.objective == "mae"
-  own = config.decoder.to_dict() if masked else {"num_classes": canvases.NUM_CLASSES}
-  network = functools.partial(MaskedAutoencoder if masked else ViTClassifier, **own)
+  """Trains an encoder: `config.objective` "cls" by its class token's cross-entropy, else masked."""
+  supervised = config.objective == "cls"
+  own = {"num_classes": canvases.NUM_CLASSES} if supervised else config.decoder.to_dict()
+  network = functools.partial(ViTClassifier if supervised else MaskedAutoencoder, **own)
   model = pure(lambda rngs: network(**config.vit, rngs=rngs))
 
-  def losses(params, rest, part, key: Array) -> Array:
+  def losses(params, rest, rows, key: Array) -> Array:
     """[B] of images and labels."""
-    images, labels = part
-    return model.bind(params, rest).loss(unit_range(images), key if masked else labels)
-
-  def loss(params, rest, batch: Batch, key: Array):
-    draw, key = jax.random.split(key)
-    ids = jax.random.randint(draw, (config.batch_size,), 0, len(batch.shared[1]))
-    part = [array[ids] for array in batch.shared]
-    return losses(params, rest, part, key).mean(), (rest, {})
-
-  def evaluate(params, rest, batch: Batch):
-    fixed = jax.random.key(0)
-    return {name: losses(params, rest, part, fixed).mean() for name, part in batch.shared.items()}
+    images, labels = rows
+    return model.bind(params, rest).loss(unit_range(images), labels if supervised else key)
 
   parts = {name: tuple(part[:2]) for name, part in canvases.splits(**config.data).items()}
   return Experiment(
     dataset="canvases",
     model=config.objective,
-    metric="loss",
-    maximise=False,
     init=model.init,
-    loss=loss,
-    train_batches=resident(parts["train"]),
-    eval_batches=resident({name: parts[name] for name in ("val", "test")}),
-    evaluate=evaluate,
-    summarise=lambda stats: {f"{name}/loss": float(value) for name, value in stats.items()},
     unit="images",
-    units_per_step=config.batch_size,
+    **train.mean_loss(losses, parts, config.batch_size),
   )
 
 
@@ -75,11 +56,9 @@ def trained(config) -> Frozen:
   inner = config.config
   experiment = build(inner)
   train.run(experiment, inner, config.workdir)
-  params, rest = jax.tree.map(
-    lambda leaf: leaf[0], train.restore_best(experiment, inner, config.workdir)
-  )
-  model = pure(lambda rngs: ViT(**inner.vit, rngs=rngs))
-  return Frozen(model, params["vit"], rest["vit"])
+  best = train.restore_best(experiment, inner, config.workdir)
+  params, rest = jax.tree.map(lambda leaf: leaf[0], best)
+  return Frozen(pure(lambda rngs: ViT(**inner.vit, rngs=rngs)), params["vit"], rest["vit"])
 
 
 def precomputed(config, data) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -103,7 +82,5 @@ def published(config) -> Frozen:
   """The encoder of `config.checkpoint`, timm's names, in the sizes of `config.vit`."""
   settings = config.vit.to_dict() | {"learned_positions": True}
   model = pure(lambda rngs: ViT(**settings, rngs=rngs))
-  params, rest = jax.eval_shape(model.init, jax.random.key(0))
-  side = settings["image_size"] // settings["patch"]
-  params = timm_vit.load(config.checkpoint, params, grid=(side, side))
-  return Frozen(model, *jax.device_put((params, rest)))
+  start = timm_vit.starting(model.init, config.checkpoint, config.vit, at="")
+  return Frozen(model, *jax.device_put(start(jax.random.key(0))))
