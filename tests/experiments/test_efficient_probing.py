@@ -157,6 +157,7 @@ def test_what_is_unknown(variant, error, message, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_claim(tmp_path):
   from h2g.papers import claims
 
