@@ -4,7 +4,6 @@ One build serves both tasks and all attentions. `start` names a finished run of 
 whose networks the second one goes on from, seed by seed.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -15,7 +14,6 @@ import optax
 
 from experiments.mvpa.signals import sources
 from h2g import train
-from h2g.errors import InputError
 from h2g.metrics import cohen_kappa
 from h2g.metrics import f1
 from h2g.models.mvpformer import MVPFormer
@@ -33,7 +31,6 @@ from h2g.train import Experiment
 def build(config) -> Experiment:
   """The experiment that `configs/mvpa.py` describes."""
   predicts, settings = config.task == "predict", dict(config.model)
-  source = sources(config)
   if predicts:
     model = pure(lambda rngs: MVPFormer(**settings, rngs=rngs))
   else:
@@ -41,7 +38,8 @@ def build(config) -> Experiment:
   wanted = trained if config.tune == "lora" and not predicts else lambda path: True
   start, before = None, config.start.get("workdir", "")
   if before:
-    start = train.start_from(before, functools.partial(same_network, config=config), config)
+    start = train.start_from(before, build, config, besides=("lora_rank",))
+  source = sources(config)
 
   def init(key: Array):
     params, rest = model.init(key)
@@ -99,17 +97,6 @@ def build(config) -> Experiment:
     unit="windows",
     units_per_step=config.data.subjects * config.data.each,
   )
-
-
-def same_network(before, config) -> Experiment:
-  """The experiment of the run that is gone on from; InputError where its network is another."""
-  for name, value in before.get("model", {}).items():
-    if name != "lora_rank" and config.model.get(name) != value:
-      raise InputError(
-        f"config.start.workdir={config.start.workdir} has model.{name}={value!r}, this run "
-        f"{config.model.get(name)!r}: go on with the same network"
-      )
-  return build(before)
 
 
 def summarise(stats: Any) -> dict[str, float]:

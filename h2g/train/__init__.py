@@ -41,11 +41,11 @@ def restore_best(experiment: Experiment, config, workdir):
   return loop.restore_best(experiment, config, workdir)
 
 
-def start_from(workdir, build, config):
+def start_from(workdir, build, config, **kwargs):
   """`key -> params` of the same seed of a finished run; see `h2g.train.start.start_from`."""
   from h2g.train import start
 
-  return start.start_from(workdir, build, config)
+  return start.start_from(workdir, build, config, **kwargs)
 
 
 def restore_params(workdir, like, **kwargs):

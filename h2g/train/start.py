@@ -1,6 +1,7 @@
 """Where a run starts that goes on from another."""
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import jax
 from jax import Array
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from h2g.errors import InputError
 from h2g.train.experiment import Experiment
@@ -15,8 +17,26 @@ from h2g.train.loop import restore_best
 from h2g.train.step import seed_keys
 
 
+def config_of(workdir: str | Path) -> ConfigDict:
+  """The config of a run from its folder, with tuples where JSON has lists; InputError without."""
+
+  def with_tuples(value):
+    if isinstance(value, dict):
+      return {name: with_tuples(inside) for name, inside in value.items()}
+    return tuple(map(with_tuples, value)) if isinstance(value, list) else value
+
+  try:
+    found = json.loads((Path(workdir) / "config.json").read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise InputError(f"config.start.workdir={workdir} holds no run: give its folder") from error
+  return ConfigDict(with_tuples(found))
+
+
 def start_from(
-  workdir: str | Path, build: Callable[[Any], Experiment], config
+  workdir: str | Path,
+  build: Callable[[Any], Experiment],
+  config,
+  besides: Sequence[str] = (),
 ) -> Callable[[Array], Any]:
   """`key -> params`: those of the best validation of the same seed of a finished run.
 
@@ -25,16 +45,19 @@ def start_from(
 
   Args:
     workdir: of the run that is gone on from.
-    build: that run's config -> its experiment; may refuse a config that does not fit.
-    config: of the run that goes on.
+    build: that run's config -> its experiment.
+    config: of the run that goes on; its part `model` must have all values of the other's,
+    besides: these names (what only one of them has).
   Raises:
-    InputError: the folder holds no run, or one of other seeds.
+    InputError: the folder holds no run, or one of another network or of other seeds.
   """
-  try:
-    before = json.loads((Path(workdir) / "config.json").read_text(encoding="utf-8"))
-  except (OSError, ValueError) as error:
-    raise InputError(f"config.start.workdir={workdir} holds no run: give its folder") from error
-  before = type(config)(before)
+  before = config_of(workdir)
+  for name, value in before.get("model", {}).items():
+    if name not in besides and config.model.get(name) != value:
+      raise InputError(
+        f"config.start.workdir={workdir} has model.{name}={value!r}, this run "
+        f"{config.model.get(name)!r}: go on with the same network"
+      )
   params, _ = restore_best(build(before), before, workdir)
   seeds = tuple(range(config.seed, config.seed + config.num_seeds))
   if len(jax.tree.leaves(params)[0]) != len(seeds):

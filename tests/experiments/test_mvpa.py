@@ -34,6 +34,8 @@ def test_a_small_run_predicts_and_another_goes_on_from_it(tmp_path):
   start = f"tiny,task=classify,tune=lora,start={tmp_path / 'predict'}"
   second = train(tmp_path / "classify", start)
   assert second["metric"] == "f1" and "test/kappa" in second["metrics"][0]
+  with pytest.raises(InputError, match=r"model.dim=8, this run 64: go on with the same network"):
+    build(get_config(start))
 
 
 def test_what_is_gone_on_from_is_found_by_its_variant(tmp_path):
