@@ -162,6 +162,13 @@ def cohen_kappa(labels: np.ndarray, predicted: np.ndarray, num_classes: int = 2)
   return float((np.trace(table) - chance) / (1 - chance)) if chance < 1 else float("nan")
 
 
+def two_classes(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+  """f1 of class 1, kappa and accuracy of predicted classes; both [N], 0 or 1."""
+  right = float((np.asarray(labels) == np.asarray(predicted)).mean())
+  kappa = cohen_kappa(labels, predicted)
+  return {"f1": f1(labels, predicted), "kappa": kappa, "accuracy": right}
+
+
 def overlaps(a: Any, b: Any, num_a: int, num_b: int) -> Any:
   """[num_a, num_b] float32: pixels that are i in one map and j in the other.
 

@@ -9,8 +9,9 @@ import numpy as np
 from h2g.ops.mvpa import mvpa
 from h2g.papers import Finding
 from h2g.papers import Runs
+from h2g.papers import temporaries
 
-MODELS = ("mvpa", "no_channel", "no_time", "vanilla", "vanilla_none")
+MODELS = ("mvpa", "no_channel", "vanilla", "vanilla_none")
 
 
 def check(runs: Runs) -> list[Finding]:
@@ -60,4 +61,4 @@ def memory(window: int) -> int:
   if window >= 24:
     call = functools.partial(call, implementation="reference")
   step = jax.grad(lambda *x: jnp.square(call(*x)).sum(), argnums=tuple(range(8)))
-  return jax.jit(step).lower(*operands()).compile().memory_analysis().temp_size_in_bytes
+  return temporaries(step, *operands())

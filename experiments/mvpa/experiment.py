@@ -9,13 +9,11 @@ from typing import Any
 import jax
 from jax import Array
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from experiments.mvpa.signals import sources
 from h2g import train
-from h2g.metrics import cohen_kappa
-from h2g.metrics import f1
+from h2g.metrics import two_classes
 from h2g.models.mvpformer import MVPFormer
 from h2g.models.mvpformer import MVPFormerClassifier
 from h2g.models.mvpformer import trained
@@ -64,23 +62,24 @@ def build(config) -> Experiment:
   def loss(params, rest, batch: Batch, key: Array):
     data_key, key, drop_key = jax.random.split(key, 3)
     drop_key = drop_key if settings["dropout_rate"] else None
-    windows, labels = source.draw(batch, data_key)
+    windows = source.draw(batch, data_key)
     if predicts:
       sums = predict(params, rest, windows, (key, drop_key))
       return sums.loss / sums.num, (rest, {"top1": sums.top1 / sums.num})
     logits, _ = run(params, rest, windows, drop_key)
-    value = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
+    logits, labels = logits.astype(jnp.float32), windows.labels
+    value = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     hits = (logits.argmax(1) == labels).mean(dtype=jnp.float32)
     return value.mean(), (rest, {"accuracy": hits})
 
   def evaluate(params, rest, batch: Batch):
     found = {}
-    for name, (windows, labels) in batch.shared.items():
+    for name, windows in batch.shared.items():
       if predicts:
         found[name] = predict(params, rest, windows, (jax.random.key(0), None))._asdict()
       else:
         logits, _ = run(params, rest, windows)
-        found[name] = {"predicted": logits.argmax(1), "labels": labels}
+        found[name] = {"predicted": logits.argmax(1), "labels": windows.labels}
     return found
 
   metric = "top1" if predicts else "f1"
@@ -106,8 +105,5 @@ def summarise(stats: Any) -> dict[str, float]:
     if "num" in split:
       found |= {f"{name}/{k}": float(split[k] / split["num"]) for k in ("top1", "copied", "loss")}
     else:
-      labels, predicted = np.asarray(split["labels"]), np.asarray(split["predicted"])
-      found[f"{name}/f1"] = f1(labels, predicted)
-      found[f"{name}/kappa"] = cohen_kappa(labels, predicted)
-      found[f"{name}/accuracy"] = float((labels == predicted).mean())
+      found |= {f"{name}/{k}": value for k, value in two_classes(**split).items()}
   return found

@@ -20,6 +20,7 @@ import numpy as np
 
 from experiments.speed import harness
 from h2g.ops.mvpa import mvpa
+from h2g.papers import temporaries
 
 # batch, segments, channels, heads, key heads, width, window
 SHAPES = {
@@ -73,8 +74,7 @@ def memory() -> None:
     shapes = [jax.ShapeDtypeStruct(size, jnp.float32) for size in sizes(name, "cpu")]
     for form in ("xla", "attention", "reference"):
       call = functools.partial(mvpa, window=window, last_full=False, implementation=form)
-      compiled = jax.jit(harness.grads(call, 8)).lower(*shapes).compile()
-      taken = compiled.memory_analysis().temp_size_in_bytes
+      taken = temporaries(harness.grads(call, 8), *shapes)
       print(f"{name}: {form}: {taken / 1e6:.1f} MB")
 
 

@@ -6,29 +6,16 @@ at one channel and moves to its neighbours, one a segment; in its control the sa
 seized at the same times in a shuffled order: what tells them apart is channel distance and lag.
 """
 
-from typing import NamedTuple
-
 import jax
 from jax import Array
 import jax.numpy as jnp
 import numpy as np
 
+from h2g.data.recordings import Recordings
+from h2g.data.recordings import Windows
+
 SEEN = (4, 5, 6, 8, 9, 10, 12)  # channels of subjects that are trained on
 UNSEEN = (7, 11)  # of those that are tested on
-
-
-class Recordings(NamedTuple):
-  """signals: [S, L, C] float32, zero in channels that a subject lacks; counts: [S] int32."""
-
-  signals: np.ndarray
-  counts: np.ndarray
-
-
-class Windows(NamedTuple):
-  """segments: [B, T, C, N] float32; mask: [B, C] bool, True where the subject has the channel."""
-
-  segments: Array
-  mask: Array
 
 
 def recordings(
@@ -72,35 +59,13 @@ def splits(*, seed: int, length: int, noise: float) -> dict[str, Recordings]:
   return {"train": part(0, 32, SEEN), "val": part(1, 6, SEEN), "test": part(2, 10, UNSEEN)}
 
 
-def windows(found, key: Array, *, subjects: int, each: int, length: int, samples: int) -> Windows:
-  """Random windows of random subjects, those of one subject side by side; runs inside a step.
-
-  Args:
-    found: Recordings. key: of the draw.
-    subjects: how many are drawn, with replacement. each: windows of each.
-    length: T segments a window. samples: N, of a segment.
-  """
-  signals, counts = jnp.asarray(found.signals), jnp.asarray(found.counts)
-  who, when = jax.random.split(key)
-  ids = jnp.repeat(jax.random.randint(who, (subjects,), 0, len(counts)), each)
-  span = length * samples
-  starts = jax.random.randint(when, ids.shape, 0, signals.shape[1] - span + 1)
-  cut = lambda i, start: jax.lax.dynamic_slice(signals, (i, start, 0), (1, span, signals.shape[2]))
-  x = jax.vmap(cut)(ids, starts).reshape(len(ids), length, samples, -1)
-  mask = jnp.arange(signals.shape[2])[None] < counts[ids][:, None]
-  return Windows(jnp.swapaxes(x, 2, 3), mask)
-
-
-def discharges(found: Windows, key: Array, *, amplitude: float = 3.0) -> tuple[Windows, Array]:
-  """A discharge in every window, of either class.
+def discharges(found: Windows, key: Array, *, amplitude: float = 3.0) -> Windows:
+  """The windows with a discharge in each, of either class, and their labels.
 
   Of class 1, channel c is seized from segment t0 + |c - c0| on; of class 0 the same times stand at
   the subject's channels in random order. t0 is segment 1, 2 or 3. Once seized, a channel carries
   amplitude * (0.75 + sin), 0.12 to 0.2 cycles a sample with a phase of its own: a rhythm on a shift
   of the baseline.
-
-  Returns:
-    (the windows with their discharges, labels [B] int32).
   """
   batch, length, channels, samples = found.segments.shape
   keys = jax.random.split(key, 6)
@@ -121,4 +86,4 @@ def discharges(found: Windows, key: Array, *, amplitude: float = 3.0) -> tuple[W
   turns = uniform(4, 0.12, 0.2)[:, None, None, None] * time[None, :, None]
   phase = jax.random.uniform(keys[5], (batch, 1, channels, 1))
   rhythm = 0.75 + jnp.sin(2 * jnp.pi * (turns + phase))
-  return Windows(found.segments + amplitude * active[..., None] * rhythm, found.mask), labels
+  return Windows(found.segments + amplitude * active[..., None] * rhythm, found.mask, labels)

@@ -13,23 +13,15 @@ Source: mb-neuro.medical-blocks.ch, public_access/databases/ieeg/swec_ieeg.
 from collections.abc import Sequence
 import contextlib
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
+from h2g.data.recordings import Windows
 from h2g.errors import InputError
 
 INSTALL = "pip install h5py hdf5plugin"
 RATE = 512  # Hz
 MULTIPLE = 32  # channels are padded to one, so that few programs are compiled
-
-
-class Drawn(NamedTuple):
-  """segments: [B, T, C, N] float32; mask: [B, C] bool, False in padding; labels: [B] int32."""
-
-  segments: np.ndarray
-  mask: np.ndarray
-  labels: np.ndarray
 
 
 class Subject:
@@ -112,24 +104,27 @@ class Subject:
     return found, np.array([self.label(end - segment, end) for end in ends], np.int32)
 
 
-def drawn(subjects: Sequence[Subject], num: int, key: tuple[int, ...], **size) -> Drawn:
-  """`num` random windows of one random subject; size: length and samples, as of `windows`."""
+def drawn(subjects: Sequence[Subject], num: int, key: tuple[int, ...], **size) -> Windows:
+  """`num` random windows of one random subject; channels are padded to a MULTIPLE.
+
+  size: length and samples, as of `Subject.windows`.
+  """
   rng = np.random.default_rng(key)
   subject = subjects[rng.integers(len(subjects))]
   segments, labels = subject.windows(rng, num, **size)
   padding = -segments.shape[2] % MULTIPLE
   mask = np.arange(segments.shape[2] + padding) < segments.shape[2]
   segments = np.pad(segments, ((0, 0), (0, 0), (0, padding), (0, 0)))
-  return Drawn(segments, np.broadcast_to(mask, (num, len(mask))), labels)
+  return Windows(segments, np.broadcast_to(mask, (num, len(mask))), labels)
 
 
 def stream(subjects: Sequence[Subject], num: int, steps: int, seeds: tuple[int, ...], **size):
-  """Grain dataset of `Drawn` with leaves [seeds, ...], a subject a batch and seed."""
+  """Grain dataset of `Windows` with leaves [seeds, ...], a subject a batch and seed."""
   import grain
 
-  def batch(at: int) -> Drawn:
+  def batch(at: int) -> Windows:
     of_seed = [drawn(subjects, num, (seed, at), **size) for seed in seeds]
-    return Drawn(*(np.stack(leaves) for leaves in zip(*of_seed)))
+    return Windows(*(np.stack(leaves) for leaves in zip(*of_seed)))
 
   return grain.MapDataset.range(steps).map(batch)
 

@@ -13,3 +13,4 @@ from h2g.papers.claims import Runs as Runs
 from h2g.papers.readme import Paper as Paper
 from h2g.papers.readme import papers as papers
 from h2g.papers.speed import in_turns as in_turns
+from h2g.papers.speed import temporaries as temporaries

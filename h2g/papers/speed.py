@@ -1,4 +1,4 @@
-"""How long calls take beside one another."""
+"""How long calls take beside one another, and how much memory one takes."""
 
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -20,3 +20,8 @@ def in_turns(calls: Sequence[Callable[[], object]], rounds: int = 15) -> list[fl
       jax.block_until_ready(call())
       times[at] = time.perf_counter() - start
   return np.median(taken[2:], axis=0).tolist()
+
+
+def temporaries(call: Callable, *arguments) -> int:
+  """Bytes of temporaries of a call, as compiled for these arguments (arrays or their shapes)."""
+  return jax.jit(call).lower(*arguments).compile().memory_analysis().temp_size_in_bytes

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from h2g.data import eeg_eye_state
+from h2g.data import recordings
 from h2g.data import subjects
 from h2g.data import swec_ieeg
 from h2g.errors import InputError
@@ -22,15 +23,27 @@ def test_waves_travel_along_the_channels():
     assert residual.sum() < 1e-4
 
 
+def test_a_window_has_the_label_of_its_last_segment():
+  at = np.arange(40, dtype=np.int32)
+  found = recordings.Recordings(
+    at[None, :, None].astype(np.float32), np.array([1]), (at >= 20)[None].astype(np.int32)
+  )
+  draw = lambda key: recordings.windows(found, key, subjects=1, each=64, length=3, samples=5)
+  cut = jax.jit(draw)(jax.random.key(0))
+  ends = np.asarray(cut.segments)[:, -1, 0]  # its samples are their own places
+  np.testing.assert_array_equal(cut.labels, (ends >= 20).sum(1) >= 3)
+  assert 0 < np.asarray(cut.labels).sum() < 64
+
+
 def test_discharges_spread_or_jump_at_the_same_times():
   found = subjects.recordings(np.array([6, 4]), seed=0, length=800, channels=6)
   draw = jax.jit(
-    lambda key: subjects.windows(found, key, subjects=2, each=64, length=12, samples=32)
+    lambda key: recordings.windows(found, key, subjects=2, each=64, length=12, samples=32)
   )
   quiet = draw(jax.random.key(0))
   assert quiet.segments.shape == (128, 12, 6, 32)
-  loud, labels = jax.jit(subjects.discharges)(quiet, jax.random.key(1))
-  labels, mask = np.asarray(labels), np.asarray(quiet.mask)
+  loud = jax.jit(subjects.discharges)(quiet, jax.random.key(1))
+  labels, mask = np.asarray(loud.labels), np.asarray(quiet.mask)
   added = np.abs(np.asarray(loud.segments - quiet.segments)).max(-1) > 1.0  # [B, T, C]
   assert not added.transpose(0, 2, 1)[~mask].any() and 40 < labels.sum() < 88
   assert (np.diff(added.astype(int), axis=1) >= 0).all()  # once seized, seized to the end
