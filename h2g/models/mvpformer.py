@@ -156,6 +156,7 @@ class MVPFormer(nnx.Module):
     dropout_rate: float = 0.0,
     lora_rank: int = 0,
     init_scale: float = 0.02,
+    table_scale: float = 0.02,
     boundary: str = "periodization",
     rngs: nnx.Rngs,
   ):
@@ -175,7 +176,8 @@ class MVPFormer(nnx.Module):
       max_length, max_channels: rows of the tables.
       dropout_rate: of tokens, attention weights and updates, where a key is given.
       lora_rank: of queries and values.
-      init_scale: standard deviation of all weights at the start.
+      init_scale: standard deviation of all weights at the start. table_scale: of both tables, the
+        embeddings of the other attentions included.
       boundary: of `wavedec_db4`.
     """
     if dim % num_heads or num_heads % kv_heads:
@@ -194,7 +196,7 @@ class MVPFormer(nnx.Module):
     block = lambda: MVPABlock(
       dim, mlp_dim, rate=dropout_rate, scale=init_scale, rngs=rngs, **attend
     )
-    table = lambda rows: nnx.Param(init_scale * jax.random.normal(rngs.params(), (rows, dim)))
+    table = lambda rows: nnx.Param(table_scale * jax.random.normal(rngs.params(), (rows, dim)))
     self.encoder = WaveEncoder(samples, dim, scale=init_scale, boundary=boundary, rngs=rngs)
     self.e_time, self.e_chan = table(max_length), table(max_channels)
     self.blocks = nnx.List([block() for _ in range(num_layers)])

@@ -13,6 +13,7 @@ from experiments.mvpa.experiment import build
 from experiments.mvpa.experiment import summarise
 from h2g.errors import InputError
 from h2g.papers import Runs
+from h2g.train import run
 from h2g.train.__main__ import main
 
 SIZES = ("data.length=3", "data.subjects=1", "data.each=2", "data.test_windows=2")
@@ -36,6 +37,15 @@ def test_a_small_run_predicts_and_another_goes_on_from_it(tmp_path):
   assert second["metric"] == "f1" and "test/kappa" in second["metrics"][0]
   with pytest.raises(InputError, match=r"model.dim=8, this run 64: go on with the same network"):
     build(get_config(start))
+
+
+@pytest.mark.slow
+def test_what_spreads_is_told_from_what_jumps_without_pretraining(tmp_path):
+  """With tables as small as the weights attention was blind to distance: accuracy 0.38 to 0.5."""
+  config = get_config("tiny,task=classify")
+  config.num_seeds, config.data.test_windows = 1, 256
+  found = run(build(config), config, tmp_path, bar=False)["metrics"][0]
+  assert found["test/accuracy"] > 0.75, found
 
 
 def test_what_is_gone_on_from_is_found_by_its_variant(tmp_path):

@@ -16,7 +16,7 @@ from h2g.nn.lora import partition
 from h2g.nn.pure import pure
 
 SMALL = dict(samples=16, dim=16, num_layers=2, num_heads=4, kv_heads=2, mlp_dim=24)
-SMALL |= dict(window=1, max_length=5, max_channels=6, init_scale=0.3)
+SMALL |= dict(window=1, max_length=5, max_channels=6, init_scale=0.3, table_scale=0.3)
 
 
 @functools.cache
