@@ -1,6 +1,7 @@
 """Values of nodes at their edges, whose gradients add up sorted edges instead of scattering.
 
-Plain indexing has a scatter for a gradient, which XLA runs edge by edge on a CPU.
+Plain indexing has a scatter for a gradient, in whose order of additions a GPU is free. On a CPU the
+two take the same time.
 """
 
 import jax
