@@ -10,8 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from h2g.ops.edge import at_receivers
-from h2g.ops.edge import at_senders
 from h2g.ops.edge import build_edge_index
 from h2g.ops.edge import edge_attention
 from h2g.ops.edge import edge_sum
@@ -272,25 +270,3 @@ def test_shards_that_do_not_fit_are_refused():
     edge_attention(q, k, v, index, sharding=two_devices(None, "x"))
   with pytest.raises(NotImplementedError, match="only batch and heads can be sharded"):
     edge_attention(q, k, v, index, sharding=two_devices("x"))
-
-
-@pytest.mark.few(1)
-@pytest.mark.parametrize("surplus, twice", [(43, False), (0, False), (43, True)])
-def test_rows_at_edges_have_the_gradients_of_indexing(surplus, twice):
-  index, q, _, v, bias = example(capacity=257 + surplus)
-  real = (np.arange(257 + surplus) < 257)[:, None]
-  ends = (lambda x: at_senders(x, index)), (lambda y: at_receivers(y, index))
-  plain = (lambda x: x[index.senders]), (lambda y: y[index.receivers])
-
-  def loss(xy, gather):
-    x, y = (take(part) for take, part in zip(gather, xy))
-    return jnp.where(real, bias * jnp.sin(x + 2.0 * y), 0.0).sum()
-
-  def squared(xy, gather):
-    return sum((g**2).sum() for g in jax.grad(loss)(xy, gather))
-
-  seeds = jnp.stack([v[..., 0], v[..., 1]]), jnp.stack([q[..., 0], q[..., 1]])
-  value = squared if twice else loss
-  gradient = lambda gather: jax.jit(jax.vmap(jax.grad(functools.partial(value, gather=gather))))
-  grads = [gradient(gather)(seeds) for gather in (ends, plain)]
-  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5), *grads)

@@ -6,8 +6,6 @@ from jax import Array
 import jax.numpy as jnp
 
 from h2g.graph import HeteroGraph
-from h2g.ops.edge import at_receivers
-from h2g.ops.edge import at_senders
 from h2g.ops.edge import edge_attention
 
 INIT = jax.nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
@@ -71,6 +69,5 @@ class GATConv(nnx.Module):
 
 def edge_scores(graph: HeteroGraph, sender: Array, receiver: Array) -> Array:
   """[E, H] sender[u] + receiver[v] of every incoming edge u -> v, from two [N, H]."""
-  return at_senders(graph.message_rows(sender), graph.incoming) + at_receivers(
-    receiver, graph.incoming
-  )
+  index = graph.incoming
+  return graph.message_rows(sender)[index.senders] + receiver[index.receivers]

@@ -18,8 +18,6 @@ from h2g.nn.conv.relations import within_a_type
 from h2g.nn.dropout import dropout
 from h2g.nn.dropout import split
 from h2g.nn.typed import TypedLinear
-from h2g.ops.edge import at_receivers
-from h2g.ops.edge import at_senders
 from h2g.ops.edge import edge_sum
 
 INIT = jax.nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", batch_axis=0)
@@ -75,13 +73,13 @@ class HANConv(nnx.Module):
     z = self.linear(h, graph.node_offsets).reshape(rows, self.num_heads, -1)
     index = by_relation(graph)
     score = relate_receivers(graph, z, self.receiver[...], "nhd,rhd->nrh")
-    logits = at_senders(relate(graph, z, self.sender[...], "nhd,rhd->rnh"), index)
+    logits = relate(graph, z, self.sender[...], "nhd,rhd->rnh")[index.senders]
     leaky = lambda x: jax.nn.leaky_relu(x, self.slope)
     own = None
     if self.self_loops:
       own = leaky(score + relate_receivers(graph, z, self.sender[...], "nhd,rhd->nrh"))
     weights, own = edge_softmax(
-      leaky(logits + at_receivers(score, index)), index, own=own, with_own=within_a_type(graph)
+      leaky(logits + score[index.receivers]), index, own=own, with_own=within_a_type(graph)
     )
     weights = dropout(weights, self.dropout_rate, edge_key)
     out = edge_sum(graph.message_rows(z), index, weights=weights)

@@ -11,7 +11,6 @@ import numpy as np
 
 from h2g.graph import HeteroGraph
 from h2g.graph import Schema
-from h2g.ops.edge import at_receivers
 from h2g.ops.edge import edge_attention
 from h2g.ops.edge import EdgeIndex
 
@@ -106,13 +105,13 @@ def edge_softmax(
   nothing = [jnp.zeros((count, logits.shape[1], 1)) for count in rows]  # all of a logit is in bias
   lse = edge_attention(nothing[1], nothing[0], nothing[0], index, bias=logits, return_lse=True).lse
   real = (jnp.arange(logits.shape[0]) < index.indptr[-1])[:, None]
-  weights = jnp.exp(jnp.where(real, logits - at_receivers(lse, index), 0.0))
+  weights = jnp.exp(jnp.where(real, logits - lse[index.receivers], 0.0))
   if own is None:
     return jnp.where(real, weights, 0.0), jnp.zeros_like(lse)
   own = jax.nn.sigmoid(own - lse)
   if with_own is not None:
     own = jnp.where(with_own[:, None], own, 0.0)
-  return jnp.where(real, weights * at_receivers(1.0 - own, index), 0.0), own
+  return jnp.where(real, weights * (1.0 - own)[index.receivers], 0.0), own
 
 
 def _stacked(rows: list[Array]) -> Array:

@@ -15,8 +15,6 @@ from h2g.nn.conv.relations import relate_receivers
 from h2g.nn.conv.relations import relations_to
 from h2g.nn.conv.relations import within_a_type
 from h2g.nn.typed import type_ids
-from h2g.ops.edge import at_receivers
-from h2g.ops.edge import at_senders
 from h2g.ops.edge import edge_sum
 
 INIT = jax.nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", batch_axis=0)
@@ -67,8 +65,7 @@ class RGATConv(nnx.Module):
     score = relate_receivers(graph, h, to_receiver, "ng,rgh->nrh")
     own = score + relate_receivers(graph, h, to_sender, "ng,rgh->nrh")
     index = by_relation(graph)
-    logits = at_senders(relate(graph, h, to_sender, "ng,rgh->rnh"), index)
-    logits = logits + at_receivers(score, index)
+    logits = relate(graph, h, to_sender, "ng,rgh->rnh")[index.senders] + score[index.receivers]
     leaky = lambda x: jax.nn.leaky_relu(x, self.slope)
     weights, own = edge_softmax(leaky(logits), index, own=leaky(own), with_own=within_a_type(graph))
     out = edge_sum(z, graph.incoming, weights=weights) + self.of_itself(own, z, graph)

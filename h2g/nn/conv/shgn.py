@@ -11,8 +11,6 @@ from h2g.graph import Schema
 from h2g.nn.conv.relations import edge_softmax
 from h2g.nn.dropout import dropout
 from h2g.nn.dropout import split
-from h2g.ops.edge import at_receivers
-from h2g.ops.edge import at_senders
 from h2g.ops.edge import edge_sum
 
 INIT = jax.nn.initializers.variance_scaling(2.0, "fan_avg", "normal")
@@ -92,8 +90,7 @@ class SHGNConv(nnx.Module):
     sizes = np.diff(graph.message_offsets)
     of_row = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
     index = jax.tree.map(jnp.asarray, graph.incoming)
-    logits = at_senders(graph.message_rows(sender) + edge[of_row], index)
-    logits = logits + at_receivers(receiver, index)
+    logits = (graph.message_rows(sender) + edge[of_row])[index.senders] + receiver[index.receivers]
     leaky = lambda x: jax.nn.leaky_relu(x, self.slope)
     weights, own = edge_softmax(leaky(logits), index, own=leaky(sender + receiver + edge[-1:]))
     weights = dropout(weights, self.attention_dropout, p_key)

@@ -1,7 +1,7 @@
 """Attention and sums along the edges of a graph, read by receiver and by sender.
 
 `edge_attention`: "xla", and a kernel per direction for Hopper ("mosaic_gpu") and TPU
-("mosaic_tpu", by name only). `edge_sum`: "xla". `at_senders`, `at_receivers`: rows at edges.
+("mosaic_tpu", by name only). `edge_sum`: "xla".
 """
 
 from h2g.ops.edge.api import edge_attention as edge_attention
@@ -10,5 +10,3 @@ from h2g.ops.edge.api import EdgeAttentionOut as EdgeAttentionOut
 from h2g.ops.edge.index import build_edge_index as build_edge_index
 from h2g.ops.edge.index import EdgeIndex as EdgeIndex
 from h2g.ops.edge.index import indptr_of as indptr_of
-from h2g.ops.edge.spread import at_receivers as at_receivers
-from h2g.ops.edge.spread import at_senders as at_senders
