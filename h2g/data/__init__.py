@@ -78,7 +78,8 @@ def prepare(config) -> HeteroGraph:
       features; `embedding`: likewise, vectors of `h2g.graph.embeddings.METHODS` ("" for none),
       `embedding_dim` wide; `virtual_nodes`: so many more nodes per type, joined to all of it;
       `similar`: edges from the k nodes most alike into each node of the target type (0 for none);
-      `view`: a graph made from the result, see `h2g.graph.views.VIEWS` ("" for none).
+      `view`: a graph made from the result, see `h2g.graph.views.VIEWS` ("" for none);
+      `max_edges`: of a view, 0 for any number.
   """
   if config.path:
     graph = own.load(config.path)
@@ -102,7 +103,7 @@ def prepare(config) -> HeteroGraph:
     graph = encodings.with_similar(graph, graph.schema.target, config.similar)
   if config.reverses:
     graph = graph.with_reverses(skip=("similar", *config.symmetric))
-  graph = view(graph, config.get("view", ""))
+  graph = view(graph, config.get("view", ""), max_edges=config.get("max_edges", 0))
   if config.get("virtual_nodes", 0):
     graph = with_virtual_nodes(graph, config.virtual_nodes)
   return graph.with_self_loops() if config.self_loops else graph

@@ -24,15 +24,26 @@ MAX_EDGES = 1 << 28  # of an induced graph
 PIECE = 1 << 22  # walks listed at a time
 
 
-def view(graph: HeteroGraph, name: str) -> HeteroGraph:
+def view(graph: HeteroGraph, name: str, *, max_edges: int = 0) -> HeteroGraph:
   """The view of that name: see VIEWS; "" is the graph as it is.
 
+  Args:
+    graph: with reverses, where they are wanted.
+    name: of VIEWS.
+    max_edges: a view with more is refused; 0 allows what fits.
   Raises:
     InputError: unknown name, or the view would be empty or too large.
   """
   if name not in VIEWS:
     raise InputError(f"view={name!r} is unknown: choose from {', '.join(map(repr, VIEWS))}")
-  return VIEWS[name](graph)
+  seen = VIEWS[name](graph)
+  edges = sum(int(edges.indptr[-1]) for edges in seen.edges.values())
+  if name and max_edges and edges > max_edges:
+    raise InputError(
+      f"view={name!r} has {edges:,} edges, more than config.data.max_edges={max_edges:,}: "
+      "raise it, or sample the graph"
+    )
+  return seen
 
 
 def one_hop(graph: HeteroGraph) -> HeteroGraph:

@@ -177,13 +177,27 @@ class _WeightsAndBiases:
       say(f"warning: Weights & Biases is left out from here ({type(error).__name__}: {reason})")
 
 
+@contextlib.contextmanager
+def _hidden(name: str):
+  """A package that is not loaded yet looks as if it were not installed."""
+  hide = name not in sys.modules
+  if hide:
+    sys.modules[name] = None
+  try:
+    yield
+  finally:
+    if hide:
+      del sys.modules[name]
+
+
 class _Events:
   """TensorBoard's file of events, written in the caller's thread so that a full disk is noticed."""
 
   def __init__(self, folder: Path, from_step: int):
-    from tensorboardX.proto import event_pb2
-    from tensorboardX.proto import summary_pb2
-    from tensorboardX.record_writer import RecordWriter
+    with _hidden("torch"):  # tensorboardX loads it where it is installed: two seconds for nothing
+      from tensorboardX.proto import event_pb2
+      from tensorboardX.proto import summary_pb2
+      from tensorboardX.record_writer import RecordWriter
 
     self._event, self._summary = event_pb2.Event, summary_pb2.Summary
     folder.mkdir(parents=True, exist_ok=True)

@@ -75,11 +75,12 @@ class RGATConv(nnx.Module):
   def of_itself(self, own: Array, z: Array, graph: HeteroGraph) -> Array:
     """[N, H, D] what each node gives itself, from its weights [P, H] and z [M, H, D]."""
     relations, parts = relations_to(graph.schema), []
+    # One split, not a slice per relation: the gradient of each slice would be as large as z.
+    messages = jnp.split(z, graph.message_offsets[1:-1])
     for name, share in per_type(graph, own).items():
       total = jnp.zeros((share.shape[0], *z.shape[1:]), z.dtype)
       for rank, r in enumerate(relations[name]):
         if graph.schema.edge_types[r][0] == name:
-          begin = graph.message_offsets[r]
-          total = total + share[:, rank, :, None] * z[begin : begin + len(total)]
+          total = total + share[:, rank, :, None] * messages[r]
       parts.append(total)
     return jnp.concatenate(parts)

@@ -24,7 +24,9 @@ from h2g.ops.edge.call import edge_gradients
 from h2g.ops.edge.call import seeds_as_heads
 from h2g.ops.edge.index import EdgeIndex
 
-BLOCK = 1024  # virtual rows at a time: bounds memory, and keeps a block's gathers in cache
+BLOCK = 1024  # virtual rows at a time, at most: bounds memory
+BLOCK_BYTES = 1 << 18  # of what a block gathers: it stays in a core's cache
+LANES = 1  # heads are added up together as long as they have no more entries
 NEGATIVE = -1e30  # a logit no edge has: exp of its distance to any real one is 0, and never NaN
 
 
@@ -53,7 +55,7 @@ def virtual_rows(indptr: Array, num_edges: int) -> Rows:
   num = indptr.shape[0] - 1
   width = row_width(num_edges, num)
   total = num + num_edges // width
-  total = total if total <= BLOCK else -(-total // BLOCK) * BLOCK
+  total = total if total <= BLOCK else -(-total // BLOCK) * BLOCK  # whole blocks of any size
   counts = -(-jnp.diff(indptr) // width)
   first = jnp.cumulative_sum(counts, include_initial=True)
   row = jnp.arange(total, dtype=indptr.dtype)
@@ -73,33 +75,28 @@ def _slot(rows: Rows, indptr: Array, owners: Array) -> Array:
   return jnp.clip(slot, 0, rows.position.size - 1)
 
 
-def _cut(x: Array) -> Array:
-  return x.reshape(-1, BLOCK, *x.shape[1:])
+def _block(rows: Array, x: Array) -> int:
+  """Virtual rows at a time for gathers of x's rows: a power of two in [32, BLOCK]."""
+  fits = BLOCK_BYTES // (4 * rows.shape[1] * max(x[0].size, 1))
+  return min(BLOCK, 1 << max(fits.bit_length() - 1, 5))
 
 
-def _in_blocks(function, *arrays: Array) -> Array:
-  """function(*arrays) over the leading axis of virtual rows, a block at a time."""
-  total = arrays[0].shape[0]
-  if total <= BLOCK:
-    return function(*arrays)
-  out = jax.lax.map(lambda block: function(*block), tuple(map(_cut, arrays)))
-  return out.reshape(total, *out.shape[2:])
+def _cut(x: Array, block: int) -> Array:
+  return x.reshape(-1, block, *x.shape[1:])
 
 
 def _products(x: Array, y: Array, rows: Rows, ids: Array) -> Array:
-  """[R, W, H] = <x[owner], y[ids[:, j]]>: one inner product per edge and head.
+  """[R, W, H] = <x[owner], y[ids[:, j]]>: one inner product per edge and head."""
 
-  Heads stand last, so that neighbouring lanes add up different sums: written out over D, this is
-  one loop over vectors of heads, where a reduction over the last axis would be scalar (5x slower
-  on a CPU).
-  """
-  x, y = jnp.swapaxes(x, 1, 2), jnp.swapaxes(y, 1, 2)
+  def some(owner, ids):
+    # A small matrix product per row and head: a sum over the last axis is scalar on a CPU.
+    return jnp.einsum("rhd,rwhd->rwh", x[owner], y[ids], precision=jax.lax.Precision.HIGHEST)
 
-  def block(owner, ids):
-    terms = x[owner][:, None] * y[ids]  # [B, W, D, H]
-    return sum(terms[:, :, d] for d in range(terms.shape[2]))
-
-  return _in_blocks(block, rows.owner, ids)
+  if len(ids) <= BLOCK:
+    return some(rows.owner, ids)
+  size = _block(ids, x)
+  out = jax.lax.map(lambda block: some(*block), (_cut(rows.owner, size), _cut(ids, size)))
+  return out.reshape(*ids.shape, x.shape[1])
 
 
 def _add_rows(parts: Array, rows: Rows, num: int) -> Array:
@@ -154,7 +151,8 @@ def _weighted_sum(weights: Array, x: Array, ids: Array, rows: Rows, num: int) ->
   arrays = (rows.owner, weights, ids, rows.real)
   if ids.shape[0] <= BLOCK:
     return add(total, arrays)[0]
-  return jax.lax.scan(add, total, jax.tree.map(_cut, arrays))[0]
+  size = _block(ids, x)
+  return jax.lax.scan(add, total, tuple(_cut(array, size) for array in arrays))[0]
 
 
 def _backward(scale, clip, q, k, v, bias, keep, index: EdgeIndex, lse, raw, d_out, delta):
