@@ -60,9 +60,15 @@ def two_hops(graph: HeteroGraph) -> HeteroGraph:
   """Only target nodes, joined where any metapath joins them (H2GB's `+2Hop`): one relation."""
   target, count = graph.schema.target, graph.num_nodes[graph.schema.target]
   codes = np.zeros(0, np.int64)
-  for path in _paths(graph):
-    senders, receivers = compose(graph, *path)
-    codes = np.union1d(codes, receivers.astype(np.int64) * count + senders)
+  paths = _paths(graph)
+  for middle in dict.fromkeys(first[2] for first, _ in paths):
+    # All relations there, then all relations back: one join per type, not per metapath.
+    there, back = (
+      _unique_pairs(graph, {path[side] for path in paths if path[0][2] == middle})
+      for side in (0, 1)
+    )
+    joined = _join(*there, *back, count, f"{target} to {middle} and back")
+    codes = np.union1d(codes, joined[joined % count != joined // count])
   return _only_target(graph, {(target, STRICT, target): (codes % count, codes // count)})
 
 
@@ -203,6 +209,14 @@ def _pairs(graph: HeteroGraph, name: EdgeType) -> tuple[np.ndarray, np.ndarray]:
   edges = graph.edges[name]
   count = int(edges.indptr[-1])  # what follows is padding
   return np.asarray(edges.senders)[:count], np.asarray(edges.receivers)[:count]
+
+
+def _unique_pairs(graph: HeteroGraph, names: set[EdgeType]) -> tuple[np.ndarray, np.ndarray]:
+  """(senders, receivers) of several relations between the same two types, each pair once."""
+  senders, receivers = np.concatenate([_pairs(graph, name) for name in names], axis=1)
+  width = int(senders.max(initial=0)) + 1
+  codes = np.unique(receivers.astype(np.int64) * width + senders)
+  return codes % width, codes // width
 
 
 def _paths(graph: HeteroGraph):

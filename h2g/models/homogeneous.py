@@ -7,6 +7,7 @@ homogeneous ones forget types: the rows of all node types form one graph, all re
 from collections.abc import Callable
 from collections.abc import Sequence
 import functools
+import inspect
 
 from flax import nnx
 import jax
@@ -117,143 +118,109 @@ class Homogeneous(nnx.Module):
     return self.head(h[begin:end])
 
 
-def gcn(
-  schema: Schema,
-  *,
-  dim: int = 256,
-  num_layers: int = 2,
-  dropout_rate: float = 0.5,
-  typed_input: bool = False,
-  rngs: nnx.Rngs,
-) -> Homogeneous:
+def network(*, typed_input: bool = False, **shell) -> Callable[[Callable], Callable]:
+  """Makes a model's constructor of a function that gives its layers.
+
+  The function is `layers(schema, dim, num_layers, ...)` and returns one factory per layer, see
+  `Homogeneous`. The constructor is `(schema, *, dim=256, num_layers=2, ..., dropout_rate=0.5,
+  typed_input=..., rngs)`: the function's own settings by keyword, and what all models have.
+
+  Args:
+    typed_input: its default, see `input_map`.
+    shell: arguments of `Homogeneous` that are not settings of the model.
+  """
+
+  def decorate(layers: Callable) -> Callable[..., Homogeneous]:
+    def make(schema, *, dropout_rate=0.5, typed_input=typed_input, rngs, **own):
+      own = {**defaults, **own}
+      convs = layers(schema, **own)
+      encoder = input_map(schema, own["dim"], typed_input=typed_input, rngs=rngs)
+      return Homogeneous(
+        schema,
+        encoder=encoder,
+        dim=own["dim"],
+        convs=convs,
+        dropout_rate=dropout_rate,
+        rngs=rngs,
+        **shell,
+      )
+
+    settings = inspect.signature(layers).parameters
+    defaults = {name: settings[name].default for name in settings if name != "schema"}
+    by_keyword = [p.replace(kind=p.KEYWORD_ONLY) for p in settings.values() if p.name in defaults]
+    shared = list(inspect.signature(make).parameters.values())[:-1]  # without **own
+    make = functools.wraps(layers)(make)
+    make.__signature__ = inspect.Signature([shared[0], *by_keyword, *shared[1:]])
+    return make
+
+  return decorate
+
+
+@network()
+def gcn(schema: Schema, dim: int = 256, num_layers: int = 2) -> list[Factory]:
   """Graph convolutional network: h' = act(norm(S (h W + b))), S as in `GCNConv`.
 
   Source: arXiv 1609.02907 eq. 2.
   """
-  return Homogeneous(
-    schema,
-    encoder=input_map(schema, dim, typed_input=typed_input, rngs=rngs),
-    dim=dim,
-    convs=[functools.partial(GCNConv, out_dim=dim, bias_first=True)] * num_layers,
-    dropout_rate=dropout_rate,
-    rngs=rngs,
-  )
+  return [functools.partial(GCNConv, out_dim=dim, bias_first=True)] * num_layers
 
 
-def graphsage(
-  schema: Schema,
-  *,
-  dim: int = 256,
-  num_layers: int = 2,
-  dropout_rate: float = 0.5,
-  typed_input: bool = False,
-  rngs: nnx.Rngs,
-) -> Homogeneous:
+@network()
+def graphsage(schema: Schema, dim: int = 256, num_layers: int = 2) -> list[Factory]:
   """GraphSAGE with mean aggregation, see `SAGEConv`. Source: arXiv 1706.02216."""
-  return Homogeneous(
-    schema,
-    encoder=input_map(schema, dim, typed_input=typed_input, rngs=rngs),
-    dim=dim,
-    convs=[functools.partial(SAGEConv, out_dim=dim)] * num_layers,
-    dropout_rate=dropout_rate,
-    rngs=rngs,
-  )
+  return [functools.partial(SAGEConv, out_dim=dim)] * num_layers
 
 
+@network()
 def gat(
-  schema: Schema,
-  *,
-  dim: int = 256,
-  num_layers: int = 2,
-  num_heads: int = 8,
-  head_dim: int = 0,
-  dropout_rate: float = 0.5,
-  typed_input: bool = False,
-  rngs: nnx.Rngs,
-) -> Homogeneous:
-  """Graph attention network: heads side by side, averaged in the last layer, see `GATConv`.
-
-  `head_dim` 0 divides `dim` among the heads; the official settings have heads as wide as `dim`.
-  Source: arXiv 1710.10903.
-  """
-  if not head_dim and dim % num_heads:
-    raise InputError(f"num_heads={num_heads} does not divide dim={dim}; choose a divisor")
-  layer = functools.partial(GATConv, head_dim=head_dim or dim // num_heads, num_heads=num_heads)
-  last = functools.partial(GATConv, head_dim=head_dim or dim, num_heads=num_heads, concat=False)
-  return Homogeneous(
-    schema,
-    encoder=input_map(schema, dim, typed_input=typed_input, rngs=rngs),
-    dim=dim,
-    convs=[layer] * (num_layers - 1) + [last],
-    dropout_rate=dropout_rate,
-    rngs=rngs,
-  )
+  schema: Schema, dim: int = 256, num_layers: int = 2, num_heads: int = 8, head_dim: int = 0
+) -> list[Factory]:
+  """Graph attention network, see `GATConv` and `attention_layers`. Source: arXiv 1710.10903."""
+  conv = functools.partial(GATConv, num_heads=num_heads)
+  return attention_layers(conv, dim, num_layers, num_heads, head_dim)
 
 
-def gin(
-  schema: Schema,
-  *,
-  dim: int = 256,
-  num_layers: int = 2,
-  dropout_rate: float = 0.5,
-  typed_input: bool = False,
-  rngs: nnx.Rngs,
-) -> Homogeneous:
+@network()
+def gin(schema: Schema, dim: int = 256, num_layers: int = 2) -> list[Factory]:
   """Graph isomorphism network, see `GINConv`. Source: arXiv 1810.00826."""
-  return Homogeneous(
-    schema,
-    encoder=input_map(schema, dim, typed_input=typed_input, rngs=rngs),
-    dim=dim,
-    convs=[functools.partial(GINConv, out_dim=dim)] * num_layers,
-    dropout_rate=dropout_rate,
-    rngs=rngs,
-  )
+  return [functools.partial(GINConv, out_dim=dim)] * num_layers
 
 
+@network()
 def mixhop(
-  schema: Schema,
-  *,
-  dim: int = 256,
-  num_layers: int = 2,
-  max_power: int = 2,
-  dropout_rate: float = 0.5,
-  typed_input: bool = False,
-  rngs: nnx.Rngs,
-) -> Homogeneous:
+  schema: Schema, dim: int = 256, num_layers: int = 2, max_power: int = 2
+) -> list[Factory]:
   """MixHop, see `MixHopConv`: layers are (max_power + 1) `dim` wide, as in the official code.
 
   Source: arXiv 1905.00067.
   """
-  return Homogeneous(
-    schema,
-    encoder=input_map(schema, dim, typed_input=typed_input, rngs=rngs),
-    dim=dim,
-    convs=[functools.partial(MixHopConv, power_dim=dim, max_power=max_power)] * num_layers,
-    dropout_rate=dropout_rate,
-    rngs=rngs,
-  )
+  return [functools.partial(MixHopConv, power_dim=dim, max_power=max_power)] * num_layers
 
 
-def acm_gcn(
-  schema: Schema,
-  *,
-  dim: int = 256,
-  num_layers: int = 2,
-  dropout_rate: float = 0.5,
-  typed_input: bool = False,
-  rngs: nnx.Rngs,
-) -> Homogeneous:
+@network(norm=None)
+def acm_gcn(schema: Schema, dim: int = 256, num_layers: int = 2) -> list[Factory]:
   """ACM-GCN: layers that mix low-pass, high-pass and identity per node, see `ACMConv`.
 
   No norm between layers. The official last layer gives logits itself; here a linear head follows.
   Source: arXiv 2210.07606.
   """
-  return Homogeneous(
-    schema,
-    encoder=input_map(schema, dim, typed_input=typed_input, rngs=rngs),
-    dim=dim,
-    convs=[functools.partial(ACMConv, out_dim=dim)] * num_layers,
-    norm=None,
-    dropout_rate=dropout_rate,
-    rngs=rngs,
-  )
+  return [functools.partial(ACMConv, out_dim=dim)] * num_layers
+
+
+def attention_layers(
+  conv: Factory, dim: int, num_layers: int, num_heads: int, head_dim: int
+) -> list[Factory]:
+  """Heads stand side by side, `dim` wide together, and are averaged in the last layer.
+
+  Args:
+    conv: `(in_dim, head_dim=, concat=, rngs=)`.
+    dim, num_layers, num_heads: of the network.
+    head_dim: 0 divides `dim` among the heads; the official settings have heads as wide as `dim`.
+  Raises:
+    InputError: the heads do not divide `dim`.
+  """
+  if not head_dim and dim % num_heads:
+    raise InputError(f"num_heads={num_heads} does not divide dim={dim}; choose a divisor")
+  layer = functools.partial(conv, head_dim=head_dim or dim // num_heads)
+  last = functools.partial(conv, head_dim=head_dim or dim, concat=False)
+  return [layer] * (num_layers - 1) + [last]

@@ -48,6 +48,7 @@ import jax.numpy as jnp
 
 from h2g.ops import block_lists
 from h2g.ops import dispatch
+from h2g.ops import wgmma
 from h2g.ops.block_lists import Lists
 from h2g.ops.masks import Mask
 
@@ -277,20 +278,6 @@ def _leaf(array: Array, lengths: tuple[int, int], block=None, *, transposed: boo
   return Leaf(jnp.swapaxes(array, 2, 3) if transposed else array, "tile")
 
 
-def _load(ref, layout) -> Array:
-  """A load with a layout; the signature differs between versions of JAX."""
-  if dispatch.interpreted():
-    return ref[...]
-  options = dict(layout=layout, optimized=False)
-  return plgpu.load(ref, (), **options) if _OLD else plgpu.load(ref, **options)
-
-
-def _iota(shape: tuple[int, int], axis: int) -> Array:
-  if dispatch.interpreted():
-    return lax.broadcasted_iota(jnp.int32, shape, axis)
-  return plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=_WGMMA)
-
-
 class Where(NamedTuple):
   """Which logits a warpgroup holds: `shape` [rows, columns].
 
@@ -316,7 +303,7 @@ class Where(NamedTuple):
   def indices(self) -> tuple[Array, Array]:
     """(query, key) numbers of every logit, int32 of `shape`."""
     return tuple(
-      _iota(self.shape, axis) + start for axis, start in zip(self.axes, (self.query, self.key))
+      wgmma.iota(self.shape, axis) + start for axis, start in zip(self.axes, (self.query, self.key))
     )
 
   def read(self, leaf: Leaf) -> Array:
@@ -333,9 +320,9 @@ class Where(NamedTuple):
     keys = pl.ds(self.key, self.shape[of_key])
     if leaf.kind == "tile":
       both = (keys, queries) if self.transposed else (queries, keys)
-      return _load(ref.at[b, h, *both], _WGMMA)
+      return wgmma.load(ref.at[b, h, *both], _WGMMA)
     axis, part = (of_query, queries) if leaf.kind == "query" else (of_key, keys)
-    return self.spread(_load(ref.at[b, h, part], _WGMMA.reduce(1 - axis)), axis)
+    return self.spread(wgmma.load(ref.at[b, h, part], _WGMMA.reduce(1 - axis)), axis)
 
   def spread(self, vector: Array, axis: int) -> Array:
     """A vector along one axis, repeated along the other."""
@@ -450,11 +437,6 @@ def _add_dot(total: Array, a: Array, b) -> Array:
   if dispatch.interpreted():  # the interpreter has neither such operands nor such accumulators
     return total + jnp.dot(a, b[...], preferred_element_type=jnp.float32)
   return pl.run_state(lambda acc: plgpu.wgmma(acc, a, b))(plgpu.ACC.init(total))
-
-
-def _filled(shape, value, layout) -> Array:
-  filled = jnp.full(shape, value, jnp.float32)
-  return filled if dispatch.interpreted() else plgpu.layout_cast(filled, layout)
 
 
 def _shared(*shape: int, dtype):
@@ -752,9 +734,9 @@ def _forward(call: Call, config: Config) -> tuple[Array, Array]:
 
       rows = _WGMMA.reduce(1)
       carry = (
-        _filled((ROWS, width), 0.0, _WGMMA),
-        _filled((ROWS,), -jnp.inf, rows),
-        _filled((ROWS,), 0.0, rows),
+        wgmma.filled((ROWS, width), 0.0, _WGMMA),
+        wgmma.filled((ROWS,), -jnp.inf, rows),
+        wgmma.filled((ROWS,), 0.0, rows),
       )
       acc, largest, total = _two_loops(full, count, step, carry)
       if warpgroups == 2:
@@ -881,7 +863,7 @@ def _d_queries(call: Call, config: Config, saved: Saved) -> tuple[Array, Array |
       q_tile, do_tile = q_shared.at[wg], do_shared.at[wg]
       plgpu.copy_gmem_to_smem(q_ref.at[mine], q_tile, q_ready.at[wg])
       plgpu.copy_gmem_to_smem(saved.do.at[mine], do_tile, q_ready.at[wg])
-      rows = [_load(ref.at[vector], _WGMMA.reduce(1)) for ref in (saved.lse, saved.delta)]
+      rows = [wgmma.load(ref.at[vector], _WGMMA.reduce(1)) for ref in (saved.lse, saved.delta)]
       plgpu.barrier_wait(q_ready.at[wg])
 
       def step(i, carry, partial):
@@ -899,8 +881,8 @@ def _d_queries(call: Call, config: Config, saved: Saved) -> tuple[Array, Array |
         plgpu.barrier_arrive(free.at[slot])
         return acc, total
 
-      total = _filled((ROWS,), 0.0, _WGMMA.reduce(1)) if sums else None
-      carry = _filled((ROWS, depth), 0.0, _WGMMA), total
+      total = wgmma.filled((ROWS,), 0.0, _WGMMA.reduce(1)) if sums else None
+      carry = wgmma.filled((ROWS, depth), 0.0, _WGMMA), total
       acc, total = _two_loops(full, count, step, carry)
       q_tile[...] = (acc * config.scale).astype(dtype)
       if sums:
@@ -992,7 +974,7 @@ def _d_keys(call: Call, config: Config, saved: Saved) -> tuple[Array, Array, Arr
         head = place.head * group + repeat
         plgpu.barrier_wait(ready.at[slot])
         q_tile, do_tile = q_shared.at[slot], do_shared.at[slot]
-        rows = [_load(ref.at[slot], _WGMMA.reduce(0)) for ref in (lse_shared, delta_shared)]
+        rows = [wgmma.load(ref.at[slot], _WGMMA.reduce(0)) for ref in (lse_shared, delta_shared)]
         x, d_weights = _two_dots(k_tile, q_tile, v_tile, do_tile, (ROWS, ROWS))
         where = Where(place.batch, head, entry * ROWS, key, x.shape, True)
         weights, gradient = _weights_and_gradient(logits, x, d_weights, rows, where, partial)
@@ -1003,8 +985,8 @@ def _d_keys(call: Call, config: Config, saved: Saved) -> tuple[Array, Array, Arr
         plgpu.barrier_arrive(free.at[slot])
         return dk, dv, total
 
-      total = _filled((ROWS,), 0.0, _WGMMA.reduce(1)) if sums else None
-      zeros = [_filled((ROWS, n), 0.0, _WGMMA) for n in (depth, width)]
+      total = wgmma.filled((ROWS,), 0.0, _WGMMA.reduce(1)) if sums else None
+      zeros = [wgmma.filled((ROWS, n), 0.0, _WGMMA) for n in (depth, width)]
       dk, dv, total = _two_loops(full * group, count * group, step, (*zeros, total))
       k_tile[...] = (dk * config.scale).astype(dtype)
       v_tile[...] = dv.astype(dtype)
@@ -1116,7 +1098,7 @@ def _d_bias(call: Call, config: Config, saved: Saved) -> Array:
           acc, used = carry
           slot = _slot(used, stages)
           vector = (b, h, pl.ds(query, ROWS))
-          rows = [_load(ref.at[vector], _WGMMA.reduce(1)) for ref in (saved.lse, saved.delta)]
+          rows = [wgmma.load(ref.at[vector], _WGMMA.reduce(1)) for ref in (saved.lse, saved.delta)]
           plgpu.barrier_wait(ready.at[slot])
           q_tile, do_tile = q_shared.at[slot, wg], do_shared.at[slot, wg]
           k_tile, v_tile = k_shared.at[slot], v_shared.at[slot]
@@ -1128,7 +1110,7 @@ def _d_bias(call: Call, config: Config, saved: Saved) -> Array:
 
         return lax.cond(some, add, lambda carry: carry, carry)
 
-      carry = _filled((ROWS, keys), 0.0, _WGMMA), jnp.int32(0)
+      carry = wgmma.filled((ROWS, keys), 0.0, _WGMMA), jnp.int32(0)
       acc, _ = lax.fori_loop(0, repeats, step, carry)
       out_shared.at[wg][...] = acc.astype(d_dtype)
       plgpu.commit_smem()

@@ -95,6 +95,11 @@ def test_what_cannot_be_viewed_is_said():
     views.view(alone, "1hop")
   with pytest.raises(InputError, match="no walk of two relations"):
     views.view(alone, "2hop")
+  both = graph.with_reverses()
+  count = sum(len(edges.senders) for edges in views.view(both, "2hop").edges.values())
+  assert views.view(both, "2hop", max_edges=count)
+  with pytest.raises(InputError, match=f"{count:,} edges, more than config.data.max_edges"):
+    views.view(both, "2hop", max_edges=count - 1)
 
 
 def test_virtual_nodes_are_joined_both_ways_to_every_real_node_of_their_type():

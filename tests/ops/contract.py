@@ -18,6 +18,11 @@ Case = Callable[..., jax.Array]
 TOLERANCE = {jnp.dtype("float32"): 2e-6, jnp.dtype("bfloat16"): 2e-2}
 
 
+def numbers(*shape, seed=0) -> np.ndarray:
+  """Standard normal float32, the same for the same shape and seed."""
+  return np.random.default_rng((seed, *shape)).standard_normal(shape).astype(np.float32)
+
+
 def distance(got, want) -> float:
   """|got - want| / |want|, Frobenius."""
   got, want = (np.asarray(x, np.float64) for x in (got, want))

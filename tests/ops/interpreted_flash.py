@@ -21,12 +21,9 @@ from h2g.ops import dispatch
 from h2g.ops import masks
 from h2g.ops.attention import attention
 from tests.ops import contract
+from tests.ops.contract import numbers
 
 B, H, K = 2, 4, 2
-
-
-def numbers(*shape, seed=0):
-  return np.random.default_rng((seed, *shape)).standard_normal(shape).astype(np.float32)
 
 
 def _segment_ids(length):

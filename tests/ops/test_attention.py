@@ -23,12 +23,9 @@ from h2g.ops.attention import plan
 from h2g.ops.attention.call import Operands
 from h2g.ops.attention.call import Spec
 from tests.ops import contract
+from tests.ops.contract import numbers
 
 B, H, K, D, E = 2, 4, 2, 8, 5
-
-
-def numbers(*shape, seed=0):
-  return np.random.default_rng((seed, *shape)).standard_normal(shape).astype(np.float32)
 
 
 def example(num_queries, num_keys, seed=0):

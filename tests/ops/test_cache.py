@@ -16,16 +16,13 @@ from h2g.ops import masks
 from h2g.ops.attention import attention
 from h2g.ops.cache import decode_attention
 from tests.ops import contract
+from tests.ops.contract import numbers
 
 B, H, K, D, E = 2, 4, 2, 8, 6
 
 DECODE = jax.jit(decode_attention, static_argnames=("return_lse", "implementation", "softcap"))
 DENSE = jax.jit(attention)
 WINDOW_MASS = jax.jit(cache.window_mass, static_argnames=("pool", "pooling"))
-
-
-def numbers(*shape, seed=0):
-  return np.random.default_rng((seed, *shape)).standard_normal(shape).astype(np.float32)
 
 
 def example(rows, seed=0):

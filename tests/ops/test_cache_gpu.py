@@ -3,7 +3,6 @@
 import functools
 
 import jax
-from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,13 +11,12 @@ from h2g.ops import cache
 from h2g.ops import dispatch
 from h2g.ops.cache import decode_attention
 from tests.ops import contract
+from tests.ops.contract import numbers
+from tests.ops.decoding import case
+from tests.ops.decoding import ragged
 
 NAME = "mosaic_gpu"
 B, H, K, D, E = 2, 4, 2, 64, 128
-
-
-def numbers(*shape, seed=0):
-  return np.random.default_rng((seed, *shape)).standard_normal(shape).astype(np.float32)
 
 
 def example(rows, sinks=True):
@@ -27,45 +25,15 @@ def example(rows, sinks=True):
   return [*arrays, numbers(H, seed=5)] if sinks else arrays
 
 
-def ragged(rows):
-  """[B, K] lengths: none, all but one, one, more than there are."""
-  return np.array([[0, rows - 1], [1, rows + 7]], np.int32)
-
-
-@functools.partial(jax.jit, static_argnums=0, static_argnames="softcap")
-def case(implementation, q, k, v, sinks=None, *, softcap=None):
-  found = decode_attention(
-    q,
-    k,
-    v,
-    jnp.asarray(ragged(k.shape[2])),
-    sinks=sinks,
-    softcap=softcap,
-    return_lse=True,
-    implementation=implementation,
-  )
-  # A head that has kept nothing has -inf there, which is not a number to compare.
-  lse = jnp.where(found.lse > -jnp.inf, found.lse, jnp.zeros_like(found.lse))
-  return jnp.concatenate([found.out.ravel(), lse.astype(found.out.dtype).ravel()])
-
-
-@pytest.fixture
-def interpreted():
-  if not hasattr(plgpu, "InterpretGPUParams"):
-    pytest.skip(f"jax {jax.__version__} has no interpreter for Mosaic GPU kernels")
-  with dispatch.interpreting():
-    yield
-
-
 @pytest.mark.smoke
 @pytest.mark.parametrize("rows, options", [(1, {}), (63, {}), (64, {}), (328, dict(softcap=1.5))])
-def test_agrees_with_float64(rows, options, interpreted):
+def test_agrees_with_float64(rows, options, interpreted_gpu):
   arrays = example(rows, sinks=rows == 63)
   contract.agrees(functools.partial(case, **options), NAME, arrays, dtype=jnp.bfloat16)
 
 
 @pytest.mark.smoke
-def test_poison_behind_the_lengths_has_no_effect_and_bits_are_the_same(interpreted):
+def test_poison_behind_the_lengths_has_no_effect_and_bits_are_the_same(interpreted_gpu):
   q, k, v = (x.astype(jnp.bfloat16) for x in map(jnp.asarray, example(328, sinks=False)))
   kept = jnp.asarray(np.arange(328)[None, None] < ragged(328)[..., None])[..., None]
   filled = lambda x, value: jnp.where(kept, x, jnp.asarray(value, x.dtype))

@@ -10,49 +10,18 @@ import pytest
 from h2g.ops import dispatch
 from h2g.ops.cache import decode_attention
 from tests.ops import contract
+from tests.ops.contract import numbers
+from tests.ops.decoding import case
+from tests.ops.decoding import ragged
 
 NAME = "mosaic_tpu"
+pytestmark = pytest.mark.usefixtures("interpreted_or_lowered")
 B, H, K, D, E = 2, 4, 2, 8, 6
-
-
-def numbers(*shape, seed=0):
-  return np.random.default_rng((seed, *shape)).standard_normal(shape).astype(np.float32)
 
 
 def example(rows):
   """q, k, v, sinks."""
   return [numbers(B, H, D), numbers(B, K, rows, D), numbers(B, K, rows, E), numbers(H, seed=5)]
-
-
-def ragged(rows):
-  """[B, K] lengths: none, one, all but one, more than there are."""
-  return np.array([[0, rows - 1], [1, rows + 7]], np.int32)
-
-
-@functools.partial(jax.jit, static_argnums=0, static_argnames="softcap")
-def case(implementation, q, k, v, sinks=None, *, softcap=None):
-  found = decode_attention(
-    q,
-    k,
-    v,
-    jnp.asarray(ragged(k.shape[2])),
-    sinks=sinks,
-    softcap=softcap,
-    return_lse=True,
-    implementation=implementation,
-  )
-  # A head that has kept nothing has -inf there, which is not a number to compare.
-  lse = jnp.where(found.lse > -jnp.inf, found.lse, jnp.zeros_like(found.lse))
-  return jnp.concatenate([found.out.ravel(), lse.astype(found.out.dtype).ravel()])
-
-
-@pytest.fixture(autouse=True)
-def interpreted(request):
-  if "lowering" in request.keywords or "native" in request.node.name:
-    yield
-    return
-  with dispatch.interpreting():
-    yield
 
 
 @pytest.mark.few(1)

@@ -3,7 +3,6 @@
 import functools
 
 import jax
-from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -48,21 +47,13 @@ def attention_case(index, **options):
 ALL = dict(clip=1.0, scale=0.7, dropout_rate=0.3, dropout_key=jax.random.key(0))
 
 
-@pytest.fixture
-def interpreted():
-  if not hasattr(plgpu, "InterpretGPUParams"):
-    pytest.skip(f"jax {jax.__version__} has no interpreter for Mosaic GPU kernels")
-  with dispatch.interpreting():
-    yield
-
-
 @pytest.mark.smoke
-def test_agrees_with_float64(interpreted):
+def test_agrees_with_float64(interpreted_gpu):
   index, *arrays = example()
   contract.agrees(attention_case(index, **ALL), NAME, arrays)
 
 
-def test_hubs_are_cut_and_seeds_are_heads(interpreted, monkeypatch):
+def test_hubs_are_cut_and_seeds_are_heads(interpreted_gpu, monkeypatch):
   """And the same bits twice, under jit and vmap."""
   monkeypatch.setattr(mosaic_gpu, "PIECE", 4)
   index, *arrays = example(edges=14)
@@ -71,7 +62,7 @@ def test_hubs_are_cut_and_seeds_are_heads(interpreted, monkeypatch):
 
 
 @pytest.mark.smoke
-def test_poisoned_padding_has_no_effect_and_no_edges_give_zeros(interpreted):
+def test_poisoned_padding_has_no_effect_and_no_edges_give_zeros(interpreted_gpu):
   index, q, k, v, bias = example()
   poisoned = index._replace(
     senders=np.where(np.arange(32) < 26, index.senders, 5),

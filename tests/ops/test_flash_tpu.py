@@ -11,13 +11,11 @@ from h2g.ops import dispatch
 from h2g.ops import masks
 from h2g.ops.attention import attention
 from tests.ops import contract
+from tests.ops.contract import numbers
 
 NAME = "mosaic_tpu"
+pytestmark = pytest.mark.usefixtures("interpreted_or_lowered")
 B, H, K, D, E = 2, 4, 2, 8, 6
-
-
-def numbers(*shape, seed=0):
-  return np.random.default_rng((seed, *shape)).standard_normal(shape).astype(np.float32)
 
 
 def example(queries, keys):
@@ -71,15 +69,6 @@ def case(implementation, q, k, v, sinks=None, *, kind="full", softcap=None):
   # A row that attends to nothing has -inf there, which is not a number to compare.
   lse = jnp.where(found.lse > -jnp.inf, found.lse, jnp.zeros_like(found.lse))
   return jnp.concatenate([found.out.ravel(), lse.astype(found.out.dtype).ravel()])
-
-
-@pytest.fixture(autouse=True)
-def interpreted(request):
-  if "lowering" in request.keywords or "native" in request.node.name:
-    yield
-    return
-  with dispatch.interpreting():
-    yield
 
 
 @pytest.mark.few(2)

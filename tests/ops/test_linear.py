@@ -19,6 +19,7 @@ from h2g.ops.linear import decay_attention_step
 from h2g.ops.linear import feature_map_attention
 from h2g.ops.linear import feature_map_attention_step
 from tests.ops import contract
+from tests.ops.contract import numbers
 
 B, H, K, D, E = 2, 4, 2, 8, 6
 
@@ -28,10 +29,6 @@ COMPILED = jax.jit(
 LENGTHS = np.array([21, 0])
 CAUSAL = jax.jit(decay_attention, static_argnames="chunk_size")
 BOTH_WAYS = jax.jit(functools.partial(decay_attention, causal=False), static_argnames="chunk_size")
-
-
-def numbers(*shape, seed=0):
-  return np.random.default_rng((seed, *shape)).standard_normal(shape).astype(np.float32)
 
 
 def example(length, seed=0):
@@ -318,12 +315,6 @@ def test_long_sequences_keep_a_state_per_group_and_no_square():
 KERNELS = {"mosaic_gpu": "gpu", "mosaic_tpu": "tpu"}
 GPU_DECAY = np.array([-0.3, -0.01], np.float32)
 BENCHMARK = [(8, 2048, 32, 128), (4, 16384, 32, 128), (2, 32768, 32, 128)]
-
-
-@pytest.fixture
-def interpreted():
-  with dispatch.interpreting():
-    yield
 
 
 @pytest.mark.few("63")

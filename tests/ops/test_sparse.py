@@ -18,6 +18,7 @@ from h2g.ops.sparse import block_sparse_attention
 from h2g.ops.sparse import BlockLists
 from h2g.ops.sparse import selected_block_attention
 from tests.ops import contract
+from tests.ops.contract import numbers
 
 B, H, K, D, E = 2, 4, 2, 8, 6
 SIZE = (16, 8)
@@ -28,10 +29,6 @@ COMPILED = jax.jit(
 )
 
 DENSE = jax.jit(attention, static_argnames="return_lse")
-
-
-def numbers(*shape, seed=0):
-  return np.random.default_rng((seed, *shape)).standard_normal(shape).astype(np.float32)
 
 
 def example(num_queries, num_keys=None, seed=0):

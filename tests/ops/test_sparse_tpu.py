@@ -11,14 +11,11 @@ from h2g.ops import dispatch
 from h2g.ops import masks
 from h2g.ops import sparse
 from tests.ops import contract
+from tests.ops.contract import numbers
 
 NAME = "mosaic_tpu"
 B, H, K, D, E = 2, 4, 2, 8, 6
 T, S = 257, 300
-
-
-def numbers(*shape, seed=0):
-  return np.random.default_rng((seed, *shape)).standard_normal(shape).astype(np.float32)
 
 
 def arrays():

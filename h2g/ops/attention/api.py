@@ -23,6 +23,7 @@ from h2g.ops.attention import xla
 from h2g.ops.attention.call import AttentionOut
 from h2g.ops.attention.call import Operands
 from h2g.ops.attention.call import Spec
+from h2g.ops.checks import check_qkv
 
 # An implementation is a function (Operands, Spec) -> AttentionOut. A kernel joins by adding a line
 # here.
@@ -170,27 +171,9 @@ def _check(
   for name, x in (("q", q), ("k", k), ("v", v), ("bias", bias), ("sinks", sinks)):
     if x is not None and not hasattr(x, "dtype"):
       raise ValueError(f"{name} must be an array: got {type(x).__name__}")
-  for name, x in (("q", q), ("k", k), ("v", v)):
-    if x.ndim != 4:
-      raise ValueError(f"{name} must be [batch, length, heads, width]: got shape {x.shape}")
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-      raise ValueError(f"{name} must be floating point: got {x.dtype}")
-  if not (q.dtype == k.dtype == v.dtype):
-    raise ValueError(f"q, k and v must have one dtype: got {q.dtype}, {k.dtype}, {v.dtype}")
-  batch, num_queries, heads, width = q.shape
-  num_keys, key_heads = k.shape[1:3]
-  if k.shape[0] != batch or k.shape[3] != width:
-    raise ValueError(
-      f"k must be [{batch}, keys, key heads, {width}] for q of shape {q.shape}: got {k.shape}"
-    )
-  if v.shape[:3] != k.shape[:3]:
-    raise ValueError(
-      f"v must be [{batch}, {num_keys}, {key_heads}, value width] like k {k.shape}: got {v.shape}"
-    )
-  if key_heads == 0 or heads % key_heads:
-    raise ValueError(
-      f"the number of key heads must divide that of heads: got {key_heads} and {heads}"
-    )
+  check_qkv(q, k, v)
+  batch, num_queries, heads, _ = q.shape
+  num_keys = k.shape[1]
   if bias is not None:
     wanted = (batch, heads, num_queries, num_keys)
     if bias.ndim != 4 or any(have not in (1, want) for have, want in zip(bias.shape, wanted)):

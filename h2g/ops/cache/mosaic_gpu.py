@@ -29,7 +29,6 @@ over 64 that are not multiples of 8, more than 64 query heads per key head.
 
 import dataclasses
 import functools
-import inspect
 import math
 
 import jax
@@ -40,6 +39,7 @@ import jax.numpy as jnp
 
 from h2g.ops import dispatch
 from h2g.ops import tiles
+from h2g.ops import wgmma
 from h2g.ops.cache import reference
 from h2g.ops.cache.call import Operands
 from h2g.ops.cache.call import Spec
@@ -263,7 +263,7 @@ def _one_split(spec: Spec, sources, shared, barriers, *, first, left, rows: int,
       cap = spec.softcap * LOG2E
       x = cap * (1.0 - 2.0 / (1.0 + jnp.exp2(x * (2 / spec.softcap))))
     if masked:
-      row = start(i) + _iota(x.shape, 1)
+      row = start(i) + wgmma.iota(x.shape, 1)
       seen = (row >= first + i * TILE) & (row < first + left)
       x = jnp.where(seen, x, -jnp.inf)
     # A tile has a row that counts, so the maximum is finite from the first one on.
@@ -274,8 +274,8 @@ def _one_split(spec: Spec, sources, shared, barriers, *, first, left, rows: int,
     acc = acc * jax.lax.broadcast_in_dim(decay, acc.shape, [0])
     plgpu.barrier_wait(v_ready.at[slot])
     if masked:
-      values = _load(v_tile.at[slot])
-      behind = start(i) + _iota(values.shape, 0) >= first + left
+      values = wgmma.load(v_tile.at[slot])
+      behind = start(i) + wgmma.iota(values.shape, 0) >= first + left
       v_tile.at[slot][...] = jnp.where(behind, jnp.zeros_like(values), values)
       plgpu.commit_smem()
     acc = _add_product(acc, weights.astype(v_tile.dtype), v_tile.at[slot])
@@ -284,9 +284,9 @@ def _one_split(spec: Spec, sources, shared, barriers, *, first, left, rows: int,
 
   plgpu.barrier_wait(q_ready)
   carry = (
-    _filled((TILE, v.shape[1]), 0.0),
-    _filled((TILE,), tiles.LOWEST),
-    _filled((TILE,), 0.0),
+    wgmma.filled((TILE, v.shape[1]), 0.0),
+    wgmma.filled((TILE,), tiles.LOWEST),
+    wgmma.filled((TILE,), 0.0),
   )
   carry = jax.lax.fori_loop(0, whole, functools.partial(step, masked=False), carry)
   acc, largest, total = jax.lax.fori_loop(whole, num, functools.partial(step, masked=True), carry)
@@ -296,30 +296,6 @@ def _one_split(spec: Spec, sources, shared, barriers, *, first, left, rows: int,
 
 # What Pallas' interpreter does not know (wgmma, layouts) has a plain twin there; copies and
 # barriers are the same.
-
-
-def _iota(shape: tuple[int, int], axis: int) -> Array:
-  if dispatch.interpreted():
-    return jax.lax.broadcasted_iota(jnp.int32, shape, axis)
-  return plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=plgpu.Layout.WGMMA)
-
-
-def _filled(shape: tuple[int, ...], value: float) -> Array:
-  filled = jnp.full(shape, value, jnp.float32)
-  if dispatch.interpreted():
-    return filled
-  layout = plgpu.Layout.WGMMA
-  return plgpu.layout_cast(filled, layout if len(shape) == 2 else layout.reduce(1))
-
-
-def _load(ref) -> Array:
-  """A tile in the layout of wgmma's results."""
-  if dispatch.interpreted():
-    return ref[...]
-  idx = inspect.signature(plgpu.load).parameters.get("idx")
-  # JAX 0.10 requires an index that 0.12 no longer takes.
-  whole = dict(idx=()) if idx is not None and idx.default is inspect.Parameter.empty else {}
-  return plgpu.load(ref, **whole, layout=plgpu.Layout.WGMMA, optimized=False)
 
 
 def _product(a, b) -> Array:

@@ -29,7 +29,6 @@ different dtype, F different from D, widths that are not powers of two up to 512
 """
 
 import functools
-import inspect
 import math
 from typing import NamedTuple
 
@@ -42,6 +41,7 @@ import jax.numpy as jnp
 
 from h2g.ops import dispatch
 from h2g.ops import tiles
+from h2g.ops import wgmma
 from h2g.ops.edge.call import clipped
 from h2g.ops.edge.call import edge_gradients
 from h2g.ops.edge.call import from_passes
@@ -115,11 +115,11 @@ class _Tile(NamedTuple):
   def wide(self, ref, row, first) -> Array:
     """[G, D] float32: heads `first` to first + G of a row."""
     part = ref.at[row, pl.ds(first, self.heads)]
-    return _load(part, self.layout).astype(jnp.float32)
+    return wgmma.load(part, self.layout).astype(jnp.float32)
 
   def narrow(self, ref, row, first) -> Array:
     """[G] float32."""
-    return _load(ref.at[row, pl.ds(first, self.heads)], self.layout and self.layout.reduce(1))
+    return wgmma.load(ref.at[row, pl.ds(first, self.heads)], self.layout and self.layout.reduce(1))
 
   def store(self, ref, row, first, x: Array) -> None:
     """x [G, D] or [G] as heads `first` to first + G of a row."""
@@ -509,12 +509,3 @@ def _layout(spread: _Spread):
     _check_canonical=False,
   ).canonicalize()
   return plgpu.Layout.TILED(found.tiling, found.warp_dims, found.lane_dims, found.vector_dim)
-
-
-def _load(ref, layout) -> Array:
-  if layout is None:  # interpreted
-    return ref[...]
-  idx = inspect.signature(plgpu.load).parameters.get("idx")
-  # JAX 0.10 requires an index that 0.12 no longer takes.
-  whole = dict(idx=()) if idx is not None and idx.default is inspect.Parameter.empty else {}
-  return plgpu.load(ref, **whole, layout=layout, optimized=False)

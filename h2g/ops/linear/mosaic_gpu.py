@@ -26,7 +26,6 @@ One decay per head; widths in multiples of 64; bfloat16. Other calls are refused
 
 import dataclasses
 import functools
-import inspect
 from typing import Any
 
 import jax
@@ -37,6 +36,7 @@ import jax.numpy as jnp
 
 from h2g.ops import dispatch
 from h2g.ops import tiles
+from h2g.ops import wgmma
 from h2g.ops.linear.call import from_passes
 from h2g.ops.linear.call import Spec
 
@@ -291,10 +291,12 @@ def _kernel(
     columns = pl.ds(first_column + wg * SLICE, SLICE)
     mine = before.at[batch, head, :, columns]
     log_decay = decay[head]
-    rows = _iota((CHUNK, CHUNK), 0)
-    apart = (_iota((CHUNK, CHUNK), 1) - rows) if reverse else (rows - _iota((CHUNK, CHUNK), 1))
+    rows = wgmma.iota((CHUNK, CHUNK), 0)
+    apart = (
+      (wgmma.iota((CHUNK, CHUNK), 1) - rows) if reverse else (rows - wgmma.iota((CHUNK, CHUNK), 1))
+    )
     within = tiles.decay_power(log_decay, apart)
-    step = _iota((CHUNK, SLICE), 0)
+    step = wgmma.iota((CHUNK, SLICE), 0)
 
     def body(n, state):
       slot = jax.lax.rem(n, jnp.asarray(stages, n.dtype))
@@ -306,7 +308,7 @@ def _kernel(
       whole = jnp.exp(log_decay * valid.astype(jnp.float32))
       state_tile.at[wg][...] = state.astype(q.dtype)
       plgpu.barrier_wait(filled.at[slot])
-      values = _load(v_tile.at[slot, wg]).astype(jnp.float32)
+      values = wgmma.load(v_tile.at[slot, wg]).astype(jnp.float32)
       scaled_tile.at[wg][...] = (values * until).astype(q.dtype)
       plgpu.commit_smem()
       queries, keys = q_tile.at[slot], k_tile.at[slot]
@@ -323,29 +325,13 @@ def _kernel(
       plgpu.copy_smem_to_gmem(out_tile.at[wg], out.at[batch, steps_of(n), head, columns])
       return state
 
-    state = jax.lax.fori_loop(0, num, body, _load(mine))
+    state = jax.lax.fori_loop(0, num, body, wgmma.load(mine))
     after.at[batch, head, :, columns][...] = state
     plgpu.wait_smem_to_gmem(0)
 
 
 # What Pallas' interpreter does not know (wgmma, layouts) has a plain twin there; copies, barriers
 # and threads are the same.
-
-
-def _iota(shape: tuple[int, int], axis: int) -> Array:
-  if dispatch.interpreted():
-    return jax.lax.broadcasted_iota(jnp.int32, shape, axis)
-  return plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=plgpu.Layout.WGMMA)
-
-
-def _load(ref) -> Array:
-  """A tile in the layout of wgmma's results."""
-  if dispatch.interpreted():
-    return ref[...]
-  idx = inspect.signature(plgpu.load).parameters.get("idx")
-  # JAX 0.10 requires an index that 0.12 no longer takes.
-  whole = dict(idx=()) if idx is not None and idx.default is inspect.Parameter.empty else {}
-  return plgpu.load(ref, **whole, layout=plgpu.Layout.WGMMA, optimized=False)
 
 
 def _transposed(ref):

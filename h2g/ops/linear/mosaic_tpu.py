@@ -116,18 +116,21 @@ def _dot(a: Array, b: Array, axis_a: int, axis_b: int, *, dtype) -> Array:
   )
 
 
-def _loader(n, length: int, chunk: int):
-  """(read a tile with zeros past the end of time, number of steps that exist in the tile)."""
-  if length % chunk == 0:
-    return (lambda ref: ref[...]), chunk
-  valid = jnp.minimum(chunk, length - n * chunk)
+def _at(n, plan: _Plan, length: int, decay, dtype):
+  """Of chunk n: (read a tile with zeros past the end of time, number of steps that exist, the
+  decay's weights, dot in this dtype)."""
+  dot = functools.partial(_dot, dtype=dtype)
+  weights = lambda valid: tiles.constant_decay_weights(decay[:, :1], plan.chunk, valid)
+  if length % plan.chunk == 0:
+    return (lambda ref: ref[...]), plan.chunk, weights(plan.chunk), dot
+  valid = jnp.minimum(plan.chunk, length - n * plan.chunk)
 
   def load(ref):
     x = ref[...]
     rows = jax.lax.broadcasted_iota(jnp.int32, x.shape, 0)
     return jnp.where(rows < valid, x, jnp.zeros_like(x))
 
-  return load, valid
+  return load, valid, weights(valid), dot
 
 
 def _forward_kernel(q, k, v, decay, before, out, after, carried, *, plan: _Plan, length: int):
@@ -137,9 +140,7 @@ def _forward_kernel(q, k, v, decay, before, out, after, carried, *, plan: _Plan,
   def _():
     carried[...] = before[...]
 
-  load, valid = _loader(n, length, plan.chunk)
-  weights = tiles.constant_decay_weights(decay[:, :1], plan.chunk, valid)
-  dot = functools.partial(_dot, dtype=k.dtype)
+  load, _, weights, dot = _at(n, plan, length, decay, k.dtype)
   keys, values, state = load(k), load(v), carried[...]
   read = tiles.decay_output(load(q), keys, values, state, weights, dot)
   out[...] = (read * plan.scale).astype(out.dtype)
@@ -160,9 +161,7 @@ def _query_kernel(g_out, k, v, decay, before, dq, *rest, plan: _Plan, length: in
   def _():
     carried[...] = before[...]
 
-  load, valid = _loader(n, length, plan.chunk)
-  weights = tiles.constant_decay_weights(decay[:, :1], plan.chunk, valid)
-  dot = functools.partial(_dot, dtype=k.dtype)
+  load, _, weights, dot = _at(n, plan, length, decay, k.dtype)
   keys, values, grad, state = load(k), load(v), load(g_out), carried[...]
   for ref in states:
     ref[...] = state
@@ -189,9 +188,7 @@ def _key_kernel(q, k, v, g_out, decay, after, *rest, plan: _Plan, length: int, l
   def _():
     carried[...] = after[...]
 
-  load, valid = _loader(n, length, plan.chunk)
-  weights = tiles.constant_decay_weights(decay[:, :1], plan.chunk, valid)
-  dot = functools.partial(_dot, dtype=k.dtype)
+  load, valid, weights, dot = _at(n, plan, length, decay, k.dtype)
   queries, keys, values, grad = load(q), load(k), load(v), load(g_out)
   after_this = carried[...]
   scores = dot(queries, keys, -1, -1) * weights.within

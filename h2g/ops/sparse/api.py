@@ -18,6 +18,7 @@ import numpy as np
 from h2g.ops import dispatch
 from h2g.ops import masks
 from h2g.ops import sharding as sharding_lib
+from h2g.ops.checks import check_qkv
 from h2g.ops.sparse import mosaic_gpu
 from h2g.ops.sparse import mosaic_tpu
 from h2g.ops.sparse import reference
@@ -230,25 +231,7 @@ def _without_padding(q, k, v, mask):
 
 
 def _check(q, k, v, block_size, softcap):
-  for name, x in (("q", q), ("k", k), ("v", v)):
-    if x.ndim != 4:
-      raise ValueError(f"{name} must be [batch, length, heads, width]: got shape {x.shape}")
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-      raise ValueError(f"{name} must be floating point: got {x.dtype}")
-  if not (q.dtype == k.dtype == v.dtype):
-    raise ValueError(f"q, k and v must have one dtype: got {q.dtype}, {k.dtype}, {v.dtype}")
-  batch, _, heads, width = q.shape
-  key_heads = k.shape[2]
-  if k.shape[0] != batch or k.shape[3] != width:
-    raise ValueError(
-      f"k must be [{batch}, keys, key heads, {width}] for q of shape {q.shape}: got {k.shape}"
-    )
-  if v.shape[:3] != k.shape[:3]:
-    raise ValueError(f"v must be [B, S, K, E] with [B, S, K] = {k.shape[:3]} of k: got {v.shape}")
-  if key_heads == 0 or heads % key_heads:
-    raise ValueError(
-      f"the number of key heads must divide that of heads: got {key_heads} and {heads}"
-    )
+  check_qkv(q, k, v)
   pair = isinstance(block_size, (tuple, list)) and len(block_size) == 2
   if not pair or any(size < 1 for size in block_size):
     raise ValueError(
