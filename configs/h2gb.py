@@ -317,7 +317,7 @@ def get_config(variant: str = "celegans") -> ConfigDict:
   if name == "fast":
     config.num_seeds = 3
     config.train.update(steps=60, eval_every=10, steps_per_call=10)
-    config.data.max_edges = 20_000_000  # a step over more takes a core most of a minute
+    config.data.max_edges = 20_000_000  # liar's 68 million do not end within minutes
   if name == "tiny":
     config.num_seeds = 2
     config.train.steps = 30

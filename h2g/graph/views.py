@@ -37,10 +37,10 @@ def view(graph: HeteroGraph, name: str, *, max_edges: int = 0) -> HeteroGraph:
   if name not in VIEWS:
     raise InputError(f"view={name!r} is unknown: choose from {', '.join(map(repr, VIEWS))}")
   seen = VIEWS[name](graph)
-  edges = sum(int(edges.indptr[-1]) for edges in seen.edges.values())
-  if name and max_edges and edges > max_edges:
+  count = sum(int(edges.indptr[-1]) for edges in seen.edges.values())
+  if name and max_edges and count > max_edges:
     raise InputError(
-      f"view={name!r} has {edges:,} edges, more than config.data.max_edges={max_edges:,}: "
+      f"view={name!r} has {count:,} edges, more than config.data.max_edges={max_edges:,}: "
       "raise it, or sample the graph"
     )
   return seen

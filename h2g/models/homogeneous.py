@@ -131,7 +131,14 @@ def network(*, typed_input: bool = False, **shell) -> Callable[[Callable], Calla
   """
 
   def decorate(layers: Callable) -> Callable[..., Homogeneous]:
-    def make(schema, *, dropout_rate=0.5, typed_input=typed_input, rngs, **own):
+    def make(
+      schema: Schema,
+      *,
+      dropout_rate: float = 0.5,
+      typed_input: bool = typed_input,
+      rngs: nnx.Rngs,
+      **own,
+    ) -> Homogeneous:
       own = {**defaults, **own}
       convs = layers(schema, **own)
       encoder = input_map(schema, own["dim"], typed_input=typed_input, rngs=rngs)
@@ -150,7 +157,9 @@ def network(*, typed_input: bool = False, **shell) -> Callable[[Callable], Calla
     by_keyword = [p.replace(kind=p.KEYWORD_ONLY) for p in settings.values() if p.name in defaults]
     shared = list(inspect.signature(make).parameters.values())[:-1]  # without **own
     make = functools.wraps(layers)(make)
-    make.__signature__ = inspect.Signature([shared[0], *by_keyword, *shared[1:]])
+    make.__signature__ = inspect.Signature(
+      [shared[0], *by_keyword, *shared[1:]], return_annotation=Homogeneous
+    )
     return make
 
   return decorate

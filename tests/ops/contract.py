@@ -23,6 +23,12 @@ def numbers(*shape, seed=0) -> np.ndarray:
   return np.random.default_rng((seed, *shape)).standard_normal(shape).astype(np.float32)
 
 
+def with_lse(found) -> jax.Array:
+  """`found.out` and `found.lse` in one flat array, zeros where nothing was attended to (-inf)."""
+  lse = jnp.where(found.lse > -jnp.inf, found.lse, jnp.zeros_like(found.lse))
+  return jnp.concatenate([found.out.ravel(), lse.astype(found.out.dtype).ravel()])
+
+
 def distance(got, want) -> float:
   """|got - want| / |want|, Frobenius."""
   got, want = (np.asarray(x, np.float64) for x in (got, want))

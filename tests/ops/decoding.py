@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from h2g.ops.cache import decode_attention
+from tests.ops import contract
 
 
 def ragged(rows):
@@ -26,6 +27,4 @@ def case(implementation, q, k, v, sinks=None, *, softcap=None):
     return_lse=True,
     implementation=implementation,
   )
-  # A head that has kept nothing has -inf there, which is not a number to compare.
-  lse = jnp.where(found.lse > -jnp.inf, found.lse, jnp.zeros_like(found.lse))
-  return jnp.concatenate([found.out.ravel(), lse.astype(found.out.dtype).ravel()])
+  return contract.with_lse(found)

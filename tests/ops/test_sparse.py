@@ -83,9 +83,7 @@ def case_of(name, length, size=SIZE):
     found = call(
       *arrays, table, block_size=size, implementation=implementation, return_lse=True, **options
     )
-    # A row that attends to nothing has -inf there, which is not a number to compare.
-    lse = jnp.where(found.lse > -jnp.inf, found.lse, jnp.zeros_like(found.lse))
-    return jnp.concatenate([found.out.ravel(), lse.astype(found.out.dtype).ravel()])
+    return contract.with_lse(found)
 
   return jax.jit(case, static_argnums=0), arrays
 

@@ -1,6 +1,7 @@
 """Settings, schedules, feeds, pictures and the cache of programs, each alone."""
 
 import dataclasses
+import importlib
 import json
 import os
 import sys
@@ -17,6 +18,7 @@ from h2g.errors import InputError
 from h2g.train import Batch
 from h2g.train import compilation
 from h2g.train import plots
+from h2g.train import writers
 from h2g.train.feed import EvalFeed
 from h2g.train.feed import train_feed
 from h2g.train.optimizer import make_optimizer
@@ -324,3 +326,13 @@ def test_younger_settings_do_not_end_older_runs():
   assert config_hash(old) != (rolling := config_hash(new))
   new["train"]["checkpoint_every"] = 1  # where a rollback leads to
   assert config_hash(new) != rolling
+
+
+def test_a_package_is_hidden_only_while_it_would_be_loaded_for_nothing(monkeypatch):
+  monkeypatch.delitem(sys.modules, "this", raising=False)
+  with writers._hidden("this"), pytest.raises(ImportError):
+    importlib.import_module("this")
+  assert "this" not in sys.modules
+  with writers._hidden("json"):  # loaded already: left alone
+    assert importlib.import_module("json") is sys.modules["json"]
+  assert sys.modules["json"] is not None
