@@ -223,6 +223,13 @@ class HeteroGraph(_Replace):
     """[N_target] int32, -1 unlabelled."""
     return self.nodes[self.schema.target].labels
 
+  def by_type(self, x: Array) -> dict[str, Array]:
+    """{node type: its rows of x [N, ...]}.
+
+    By one split: were each type sliced out, the gradient would add up one array of N rows a slice.
+    """
+    return dict(zip(self.schema.node_types, jnp.split(x, self.node_offsets[1:-1])))
+
   def message_rows(self, x: Array) -> Array:
     """[M, ...] from node rows x [N, ...]: per relation, the rows of its source type.
 
@@ -230,10 +237,9 @@ class HeteroGraph(_Replace):
     """
     if not self.typed_messages:
       return x
-    rows = []
+    rows, parts = [], self.by_type(x)
     for source, begin, end in self.schema.source_runs:
-      part = x[slice(*self.rows(source))]
-      rows.append(jnp.tile(part, (end - begin, *[1] * (x.ndim - 1))))
+      rows.append(jnp.tile(parts[source], (end - begin, *[1] * (x.ndim - 1))))
     return jnp.concatenate(rows) if rows else x[:0]
 
   # Changed copies.

@@ -74,33 +74,47 @@ class HeteroTokenLayer(nnx.Module):
     self.beta, self.temperature = beta, temperature
 
   def __call__(
-    self, x: Array, r: Array, real: Array, *, first: int | None = None, key: Array | None = None
+    self,
+    x: Array,
+    r: Array,
+    real: Array,
+    *,
+    tokens: Array | None = None,
+    first: int | None = None,
+    key: Array | None = None,
   ) -> Array:
     """Returns [N, T or `first`, dim].
 
     Args:
-      x: [N, T, dim] tokens. r: [N, T, types] their types. real: [N, T] bool, tokens that count.
+      x: [N, T, dim] tokens; with `tokens` [rows, dim], and x[tokens] are the tokens.
+      r: [N, T, types] or [rows, types], their types.
+      real: [N, T] bool, tokens that count.
+      tokens: [N, T] integers. Maps then go over the rows, once each, not over all tokens.
       first: how many tokens ask and come out; None: all.
       key: PRNG key of dropout; None evaluates.
     """
     weights_key, out_key = split(key, 2)
-    heads = lambda y: y.reshape(*y.shape[:2], self.num_heads, -1)
+    heads = lambda y: y.reshape(*y.shape[:-1], self.num_heads, -1)
+    if tokens is None:
+      of_all, of_first = lambda y: y, lambda y: y[:, :first]
+    else:
+      of_all, of_first = lambda y: y[tokens], lambda y: y[tokens[:, :first]]
     v = heads(self.sender(x))
-    asking = self.receiver_score(jax.nn.leaky_relu(heads(self.receiver(x[:, :first]))))
-    answering = self.sender_score(jax.nn.leaky_relu(v))
-    bias = jnp.moveaxis(asking, 1, 2) + jnp.moveaxis(answering[..., 0], 1, 2)[:, :, None, :]
+    answering = of_all(self.sender_score(jax.nn.leaky_relu(v))[..., 0])
+    asking = self.receiver_score(jax.nn.leaky_relu(heads(self.receiver(of_first(x)))))
+    bias = jnp.moveaxis(asking, 1, 2) + jnp.moveaxis(answering, 1, 2)[:, :, None, :]
     # All logits of a few tokens are less than one tile: nothing to gain from going tile by tile.
     out = attention(
-      heads(self.type_query(r[:, :first])),
-      heads(self.type_key(r)),
-      v,
+      heads(self.type_query(of_first(r))),
+      of_all(heads(self.type_key(r))),
+      of_all(v),
       bias=jnp.where(real[:, None, None, :], bias / self.temperature, -jnp.inf),
       scale=self.beta / self.temperature,
       dropout_rate=0.0 if key is None else self.dropout_rate,
       dropout_key=weights_key,
       implementation="reference",
     )
-    x = x[:, :first]
+    x = of_first(x)
     return self.norm(x + dropout(self.out(out.reshape(x.shape)), self.dropout_rate, out_key))
 
 
@@ -163,8 +177,9 @@ class HINormer(nnx.Module):
       begin, end = graph.target_rows
       return self.head(h[begin:end])
     tokens, real, _ = ego_sequences(graph, self.fanouts, jax.random.key(0))
-    x, r = h[tokens], self.types(graph)[tokens]
+    x, r = h, self.types(graph)
     for at, (layer, layer_key) in enumerate(zip(self.layers, keys[len(self.convs) :])):
       first = 1 if at + 1 == len(self.layers) else None  # nobody reads the others after it
-      x = layer(x, r, real, first=first, key=layer_key)
+      x = layer(x, r, real, tokens=tokens if at == 0 else None, first=first, key=layer_key)
+      r = r[tokens] if at == 0 else r
     return self.head(x[:, 0])

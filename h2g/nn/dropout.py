@@ -4,6 +4,8 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 
+from h2g.ops.tiles import kept
+
 
 def split(key: Array | None, num: int) -> list[Array | None]:
   """`num` independent keys, or `num` times None when there is no key (evaluation)."""
@@ -27,5 +29,4 @@ def dropout(
   if key is None or rate == 0.0:
     return x
   shape = tuple(1 if axis in shared_axes else size for axis, size in enumerate(x.shape))
-  keep = jax.random.bernoulli(key, 1.0 - rate, shape)
-  return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
+  return jnp.where(kept(key, rate, shape), x / (1.0 - rate), 0).astype(x.dtype)

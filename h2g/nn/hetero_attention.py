@@ -17,6 +17,7 @@ from h2g.errors import InputError
 from h2g.graph import HeteroGraph
 from h2g.graph import Schema
 from h2g.graph.views import relation_hops
+from h2g.nn.relations import transform
 from h2g.nn.typed import TypedLinear
 from h2g.ops.attention import attention
 from h2g.ops.edge import edge_attention
@@ -172,8 +173,9 @@ class EdgeTypeAttention(nnx.Module):
     heads = lambda part: part.reshape(part.shape[0], self.num_heads, -1)
     rate = 0.0 if key is None else self.dropout_rate
     total = {name: 0.0 for name in graph.schema.node_types}
+    parts = graph.by_type(x)
     for r, name in enumerate(graph.schema.edge_types):
-      source, target = x[slice(*graph.rows(name[0]))], x[slice(*graph.rows(name[2]))]
+      source, target = parts[name[0]], parts[name[2]]
       relation = lambda module, rows, r=r: rows @ module.kernel[...][r] + module.bias[...][r][None]
       q = heads(relation(self.query, target))
       k, v = map(heads, jnp.split(relation(self.key_value, source), 2, axis=1))
@@ -238,11 +240,7 @@ def _relate(graph: HeteroGraph, x: Array, weight, prior) -> Array:
   matrices = weight[...]
   if prior is not None:
     matrices = matrices * prior[...][:, :, None, None]
-  rows = []
-  for source, begin, end in graph.schema.source_runs:
-    part = jnp.einsum("nhd,rhde->rnhe", x[slice(*graph.rows(source))], matrices[begin:end])
-    rows.append(part.reshape(-1, *x.shape[1:]))
-  return jnp.concatenate(rows)
+  return transform(graph, x, matrices)
 
 
 def relation_edge_bias(graph: HeteroGraph, constant: Array, weight: Array) -> Array:

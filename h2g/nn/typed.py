@@ -96,10 +96,9 @@ class TypedBatchNorm(nnx.Module):
 
   def __call__(self, x: Array, offsets: Offsets, mask: Array | None = None) -> Array:
     mask = jnp.ones(x.shape[0], bool) if mask is None else mask
-    rows = []
-    for t in range(len(offsets) - 1):
-      at = slice(offsets[t], offsets[t + 1])
-      h, real = x[at].astype(jnp.float32), mask[at][:, None]
+    rows, cuts = [], offsets[1:-1]
+    for t, (h, real) in enumerate(zip(jnp.split(x, cuts), jnp.split(mask, cuts))):
+      h, real = h.astype(jnp.float32), real[:, None]
       count = jnp.maximum(real.sum(dtype=jnp.float32), 1.0)
       h = h - jnp.where(real, h, 0.0).sum(0, keepdims=True) / count
       variance = jnp.where(real, h * h, 0.0).sum(0, keepdims=True) / count

@@ -4,6 +4,7 @@ Functions here take and return arrays only, know nothing about memory or grids, 
 alone.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -115,6 +116,20 @@ def dropout_keep(
   row = mix32(word(query) + mix32(word(head) + mix32(word(batch) + one(seed[0]))))
   bits = mix32((row ^ one(seed[1])) + word(key) * jnp.uint32(0x9E3779B1))
   return bits >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
+
+
+def kept(key: Array, rate: float, shape: tuple[int, ...]) -> Array:
+  """[shape] bool, False with probability `rate` in [0, 1): which entries survive dropout.
+
+  From the entry's position, by `dropout_keep`: a dozen integer operations that fuse with whatever
+  reads them, where `jax.random` writes each of threefry's rounds to memory on a CPU.
+  """
+  seed = jax.random.bits(key, (2,), jnp.uint32)
+  rows, columns = math.prod(shape[:-1]), shape[-1] if shape else 1
+  zero = jnp.zeros((1, 1), jnp.int32)
+  row, column = (jnp.arange(size, dtype=jnp.int32) for size in (rows, columns))
+  keep = dropout_keep(seed, zero, zero, row[:, None], column[None, :], rate=rate)
+  return keep.reshape(shape)
 
 
 class DecayWeights(NamedTuple):

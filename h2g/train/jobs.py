@@ -16,10 +16,11 @@ from tqdm import tqdm
 
 PREEMPTED = (75, 130)  # of `h2g.train`: told to stop and saved
 # glibc keeps a step's buffers, in large pages, instead of having them made anew by the kernel for
-# every step: a quarter off the step of a graph with 10^5 edges.
+# every step: a third off the step of a graph with 10^5 edges. One arena, since those of threads
+# keep nothing large; on several cores its lock costs more than that, a run here mostly has one.
 MALLOC = {
   "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8589934592"
-  ":glibc.malloc.trim_threshold=17179869184"
+  ":glibc.malloc.trim_threshold=17179869184:glibc.malloc.arena_max=1"
 }
 RESULTS = "results.json"
 FAILURE = "failure.json"

@@ -148,12 +148,13 @@ class Programs:
       where it is evaluated, saved or resumed cannot change a bit.
       """
       self.compiled.add(_name("train", batch))
-      like = jax.eval_shape(step_once, state, batch)[1]
+      once = jax.jit(step_once, inline=True)  # traced once, not for its shapes and again
+      like = jax.eval_shape(once, state, batch)[1]
       rows = jax.tree.map(lambda m: jnp.zeros((length, *m.shape), m.dtype), like)
 
       def body(i, carry):
         state, rows = carry
-        state, metrics = step_once(state, batch)
+        state, metrics = once(state, batch)
         return state, jax.tree.map(lambda row, m: row.at[i].set(m), rows, metrics)
 
       return jax.lax.fori_loop(0, count, body, (state, rows))
@@ -176,7 +177,9 @@ class Programs:
     self.abstract = layout.abstract(*jax.eval_shape(create, keys))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
     everywhere = layout.replicated  # each process reads metrics and statistics whole
-    self.create: Callable = jax.jit(create, out_shardings=shardings)
+    # It runs once, and LLVM takes its time over so many random draws: not worth optimising.
+    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    self.create: Callable = jax.jit(create, out_shardings=shardings, compiler_options=quick)
     stepping = dict(donate_argnums=0, out_shardings=(shardings[0], everywhere))
     self.step: Callable = jax.jit(step, **stepping)
     self.steps: Callable = jax.jit(steps, **stepping)

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 
 from h2g.graph import HeteroGraph
 from h2g.graph import Schema
-from h2g.nn.conv.relations import by_relation
-from h2g.nn.conv.relations import edge_softmax
-from h2g.nn.conv.relations import per_type
-from h2g.nn.conv.relations import relate
-from h2g.nn.conv.relations import relate_receivers
-from h2g.nn.conv.relations import within_a_type
 from h2g.nn.dropout import dropout
 from h2g.nn.dropout import split
+from h2g.nn.relations import by_relation
+from h2g.nn.relations import edge_softmax
+from h2g.nn.relations import per_type
+from h2g.nn.relations import relate
+from h2g.nn.relations import relate_receivers
+from h2g.nn.relations import within_a_type
 from h2g.nn.typed import TypedLinear
 from h2g.ops.edge import edge_sum
 
@@ -84,12 +84,13 @@ class HANConv(nnx.Module):
     weights = dropout(weights, self.dropout_rate, edge_key)
     out = edge_sum(graph.message_rows(z), index, weights=weights)
     own, parts = per_type(graph, dropout(own, self.dropout_rate, own_key)), []
+    z = graph.by_type(z)
     for name, found in per_type(graph, out).items():
       if not found.shape[1]:
-        parts.append(jnp.zeros((found.shape[0], self.out_dim), z.dtype))
+        parts.append(jnp.zeros((found.shape[0], self.out_dim), found.dtype))
         continue
       if self.self_loops:
-        found = found + own[name][..., None] * z[slice(*graph.rows(name))][:, None]
+        found = found + own[name][..., None] * z[name][:, None]
       found = self.activation(found.reshape(*found.shape[:2], self.out_dim))
       score = jnp.tanh(self.semantic(found)) @ self.query[...]
       real = graph.nodes[name].mask[:, None]

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 
 from h2g.graph import HeteroGraph
 from h2g.graph import Schema
-from h2g.nn.conv.relations import by_relation
-from h2g.nn.conv.relations import edge_softmax
-from h2g.nn.conv.relations import per_type
-from h2g.nn.conv.relations import relate
-from h2g.nn.conv.relations import relate_receivers
-from h2g.nn.conv.relations import relations_to
-from h2g.nn.conv.relations import within_a_type
+from h2g.nn.relations import by_relation
+from h2g.nn.relations import edge_softmax
+from h2g.nn.relations import per_type
+from h2g.nn.relations import relate
+from h2g.nn.relations import relate_receivers
+from h2g.nn.relations import relations_to
+from h2g.nn.relations import transform
+from h2g.nn.relations import within_a_type
 from h2g.nn.typed import type_ids
 from h2g.ops.edge import edge_sum
 
@@ -58,7 +59,8 @@ class RGATConv(nnx.Module):
     """Returns [N, out_dim]; draws nothing at random."""
     del key
     kernel = self.kernel[...]
-    z = relate(graph, h, kernel, "ng,rghd->rnhd")
+    z = transform(graph, h[:, None], kernel.reshape(*kernel.shape[:2], -1)[:, None])
+    z = z.reshape(-1, *kernel.shape[2:])
     # <a, h W> = <W a, h>: scores without the rows h W of all receivers.
     to_sender = jnp.einsum("rghd,rhd->rgh", kernel, self.sender[...])
     to_receiver = jnp.einsum("rghd,rhd->rgh", kernel, self.receiver[...])

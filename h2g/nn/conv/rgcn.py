@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from h2g.graph import HeteroGraph
 from h2g.graph import Schema
-from h2g.nn.conv.relations import by_relation
-from h2g.nn.conv.relations import relate
+from h2g.nn.relations import by_relation
+from h2g.nn.relations import transform
 from h2g.nn.typed import TypedLinear
 from h2g.ops.edge import edge_sum
 
@@ -47,5 +47,5 @@ class RGCNConv(nnx.Module):
       return own
     index = by_relation(graph)
     share = 1.0 / jnp.maximum(jnp.diff(index.indptr), 1).astype(h.dtype)
-    messages = relate(graph, h, self.kernel[...], "ng,rgf->rnf")
+    messages = transform(graph, h[:, None], self.kernel[...][:, None])[:, 0]
     return own + edge_sum(messages, graph.incoming, weights=share[index.receivers])

@@ -8,9 +8,9 @@ import numpy as np
 
 from h2g.graph import HeteroGraph
 from h2g.graph import Schema
-from h2g.nn.conv.relations import edge_softmax
 from h2g.nn.dropout import dropout
 from h2g.nn.dropout import split
+from h2g.nn.relations import edge_softmax
 from h2g.ops.edge import edge_sum
 
 INIT = jax.nn.initializers.variance_scaling(2.0, "fan_avg", "normal")

@@ -4,6 +4,7 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 
+from h2g.ops import tiles
 from h2g.ops.edge.index import EdgeIndex
 
 
@@ -51,5 +52,4 @@ def is_edge(index: EdgeIndex) -> Array:
 
 def kept(key: Array, rate: float, shape: tuple[int, ...]) -> Array:
   """Inverted dropout as a factor: 0 with probability `rate`, else 1 / (1 - rate); float32."""
-  keep = jax.random.uniform(key, shape, jnp.float32) >= rate
-  return keep.astype(jnp.float32) / (1.0 - rate)
+  return tiles.kept(key, rate, shape).astype(jnp.float32) / (1.0 - rate)

@@ -21,6 +21,25 @@ def relations_to(schema: Schema) -> dict[str, list[int]]:
   return {name: [r for r, t in enumerate(targets) if t == name] for name in schema.node_types}
 
 
+def transform(graph: HeteroGraph, x: Array, weight: Array) -> Array:
+  """[M, H, F] message rows x_n W_r, head by head, from x [N, H, D] and weight [R, H, D, F].
+
+  One product per source type and head, [n, D] by [D, R F]: rows come out as rows. An einsum to
+  [R, n, H, F] computes them as columns, and turning those costs as much again.
+  """
+  rows, parts = [], graph.by_type(x)
+  heads, width = x.shape[1], weight.shape[3]
+  for source, begin, end in graph.schema.source_runs:
+    x = parts[source]
+    w = jnp.moveaxis(weight[begin:end], 0, 2).reshape(heads, x.shape[2], -1)
+    if heads == 1:
+      y = (x[:, 0] @ w[0])[None]
+    else:
+      y = jnp.einsum("nhd,hdf->hnf", x, w)
+    rows.append(jnp.transpose(y.reshape(heads, len(x), end - begin, width), (2, 1, 0, 3)))
+  return _stacked(rows or [jnp.zeros((1, 0, heads, width), x.dtype)])
+
+
 def relate(graph: HeteroGraph, x: Array, weight: Array, equation: str) -> Array:
   """[M, ...] message rows: per relation, its source type's rows of x times its weight.
 
@@ -30,18 +49,17 @@ def relate(graph: HeteroGraph, x: Array, weight: Array, equation: str) -> Array:
     weight: [R, ...].
     equation: of `einsum`, rows n and relations r: "n..,r..->rn..".
   """
-  runs = graph.schema.source_runs
-  rows = [jnp.einsum(equation, x[slice(*graph.rows(s))], weight[a:b]) for s, a, b in runs]
+  runs, parts = graph.schema.source_runs, graph.by_type(x)
+  rows = [jnp.einsum(equation, parts[s], weight[a:b]) for s, a, b in runs]
   return _stacked(rows or [jnp.einsum(equation, x[:0], weight)])
 
 
 def relate_receivers(graph: HeteroGraph, x: Array, weight: Array, equation: str) -> Array:
   """[P, ...] pairs: the node's row of x times the relation's weight; "n..,r..->nr.."."""
-  rows = []
+  rows, parts = [], graph.by_type(x)
   for name, relations in relations_to(graph.schema).items():
     if relations:
-      part = x[slice(*graph.rows(name))]
-      rows.append(jnp.einsum(equation, part, weight[np.array(relations)]))
+      rows.append(jnp.einsum(equation, parts[name], weight[np.array(relations)]))
   return _stacked(rows or [jnp.einsum(equation, x[:0], weight)])
 
 
@@ -71,12 +89,11 @@ def by_relation(graph: HeteroGraph) -> EdgeIndex:
 
 def per_type(graph: HeteroGraph, pairs: Array) -> dict[str, Array]:
   """{node type: [N_t, R_t, ...]} from pairs [P, ...]."""
-  found, begin = {}, 0
-  for name, relations in relations_to(graph.schema).items():
-    end = begin + graph.num_nodes[name] * len(relations)
-    shape = (graph.num_nodes[name], len(relations), *pairs.shape[1:])
-    found[name], begin = pairs[begin:end].reshape(shape), end
-  return found
+  counts = {name: len(relations) for name, relations in relations_to(graph.schema).items()}
+  ends = np.cumsum([graph.num_nodes[name] * count for name, count in counts.items()])
+  shape = lambda name: (graph.num_nodes[name], counts[name], *pairs.shape[1:])
+  parts = zip(counts, jnp.split(pairs, ends[:-1]))
+  return {name: part.reshape(shape(name)) for name, part in parts}
 
 
 def within_a_type(graph: HeteroGraph) -> np.ndarray:
