@@ -53,14 +53,22 @@ def view(graph: HeteroGraph, name: str, *, max_edges: int = 0) -> HeteroGraph:
 
 def _around_the_busiest(graph: HeteroGraph) -> int:
   """How many pairs of target nodes the one node joins, of any type, that joins most."""
-  most, paths = 0, metapaths(graph.schema)
-  for middle in {first[2] for first, _ in paths}:
-    through = [path for path in paths if path[0][2] == middle]
-    there = _unique_pairs(graph, {first for first, _ in through})[1]
-    back = _unique_pairs(graph, {second for _, second in through})[0]
-    arrive, leave = (np.bincount(ids, minlength=graph.num_nodes[middle]) for ids in (there, back))
+  most = 0
+  for middle, there, back in _halves(graph, metapaths(graph.schema)):
+    count = graph.num_nodes[middle]
+    arrive, leave = (np.bincount(ids, minlength=count) for ids in (there[1], back[0]))
     most = max(most, int((arrive * leave - np.minimum(arrive, leave)).max(initial=0)))
   return most
+
+
+def _halves(graph: HeteroGraph, paths):
+  """(type, pairs there, pairs back) of each type that the paths lead through, each pair once.
+
+  All relations there, then all relations back: one join per type, not per metapath.
+  """
+  for middle in dict.fromkeys(first[2] for first, _ in paths):
+    through = [path for path in paths if path[0][2] == middle]
+    yield middle, *(_unique_pairs(graph, {path[side] for path in through}) for side in (0, 1))
 
 
 def one_hop(graph: HeteroGraph) -> HeteroGraph:
@@ -77,13 +85,7 @@ def two_hops(graph: HeteroGraph) -> HeteroGraph:
   """Only target nodes, joined where any metapath joins them (H2GB's `+2Hop`): one relation."""
   target, count = graph.schema.target, graph.num_nodes[graph.schema.target]
   codes = np.zeros(0, np.int64)
-  paths = _paths(graph)
-  for middle in dict.fromkeys(first[2] for first, _ in paths):
-    # All relations there, then all relations back: one join per type, not per metapath.
-    there, back = (
-      _unique_pairs(graph, {path[side] for path in paths if path[0][2] == middle})
-      for side in (0, 1)
-    )
+  for middle, there, back in _halves(graph, _paths(graph)):
     joined = _join(*there, *back, count, f"{target} to {middle} and back")
     codes = np.union1d(codes, joined[joined % count != joined // count])
   return _only_target(graph, {(target, STRICT, target): (codes % count, codes // count)})

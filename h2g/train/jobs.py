@@ -16,12 +16,13 @@ from tqdm import tqdm
 
 PREEMPTED = (75, 130)  # of `h2g.train`: told to stop and saved
 # glibc keeps a step's buffers, in large pages, instead of having them made anew by the kernel for
-# every step: a third off the step of a graph with 10^5 edges. One arena, since those of threads
-# keep nothing large; on several cores its lock costs more than that, a run here mostly has one.
+# every step: a quarter off the step of a graph with 10^5 edges.
 MALLOC = {
   "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8589934592"
-  ":glibc.malloc.trim_threshold=17179869184:glibc.malloc.arena_max=1"
+  ":glibc.malloc.trim_threshold=17179869184"
 }
+# Arenas of threads keep nothing large; on several cores the lock of a single one costs more.
+ONE_ARENA = ":glibc.malloc.arena_max=1"
 RESULTS = "results.json"
 FAILURE = "failure.json"
 
@@ -119,7 +120,8 @@ def _train(job: Job, minutes: float, cores: set[int]) -> str | None:
   """Runs one command; None where it finished, or the reason why it did not."""
   job.folder.mkdir(parents=True, exist_ok=True)
   # The caller's import path: a clone that is not installed works as well.
-  environment = MALLOC | dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+  malloc = {name: value + ONE_ARENA * (len(cores) == 1) for name, value in MALLOC.items()}
+  environment = malloc | dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
   with (job.folder / "log.txt").open("ab") as log:
     begin = log.tell()
     process = subprocess.Popen(

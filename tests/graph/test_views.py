@@ -100,6 +100,12 @@ def test_what_cannot_be_viewed_is_said():
   assert views.view(both, "2hop", max_edges=count)
   with pytest.raises(InputError, match=f"{count:,} edges, more than config.data.max_edges"):
     views.view(both, "2hop", max_edges=count - 1)
+  for name in ("2hop", "strict_2hop"):  # at once, from a number that is never more than the edges
+    seen = views.view(both, name)
+    count = sum(len(edges.senders) for edges in seen.edges.values())
+    assert views.view(both, name, max_edges=count)
+    with pytest.raises(InputError, match="at least [1-9]"):
+      views.view(both, name, max_edges=1)
 
 
 def test_virtual_nodes_are_joined_both_ways_to_every_real_node_of_their_type():
