@@ -104,7 +104,7 @@ def test_what_cannot_be_viewed_is_said():
     seen = views.view(both, name)
     count = sum(len(edges.senders) for edges in seen.edges.values())
     assert views.view(both, name, max_edges=count)
-    with pytest.raises(InputError, match="at least [1-9]"):
+    with pytest.raises(InputError, match=r"at least [1-9]"):
       views.view(both, name, max_edges=1)
 
 
