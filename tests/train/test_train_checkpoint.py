@@ -144,6 +144,24 @@ def test_the_fingerprint_sees_one_bit_of_any_dtype():
   assert fingerprint({}) == []
 
 
+def test_the_fingerprint_is_one_whether_the_host_or_the_devices_take_it(monkeypatch):
+  from h2g.train.checkpoint import fingerprint
+
+  drawn = jax.random.normal(jax.random.key(0), (33, 7))
+  tree = {
+    "single": drawn,
+    "half": drawn.astype(jnp.bfloat16),
+    "mask": drawn > 0,
+    "number": jnp.float32(-3.0),
+    "empty": jnp.zeros((0, 3)),
+    "large": jnp.arange(9, dtype=jnp.uint32) * 10**9,  # its sum passes 2^32
+    "byte": jnp.int8(-1),
+  }
+  host = fingerprint(tree)
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  assert fingerprint(tree) == host
+
+
 def test_when_nothing_can_be_read_the_run_does_not_start_over(saved, tmp_path):
   folder = tmp_path / "group"
   shutil.copytree(saved, folder)
