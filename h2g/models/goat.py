@@ -5,12 +5,12 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 
-from h2g.errors import InputError
 from h2g.graph import HeteroGraph
 from h2g.graph import Schema
 from h2g.models.homogeneous import input_map
 from h2g.nn import dropout
 from h2g.nn import split
+from h2g.nn.widths import head_width
 from h2g.ops.attention import attention
 from h2g.ops.edge import edge_attention
 
@@ -88,9 +88,7 @@ class GOAT(nnx.Module):
     rngs: nnx.Rngs,
   ):
     """`head_dim` 0 divides `dim` among the heads; the official heads are as wide as `dim`."""
-    if not head_dim and dim % num_heads:
-      raise InputError(f"num_heads={num_heads} does not divide dim={dim}; choose a divisor")
-    inside = num_heads * (head_dim or dim // num_heads)
+    inside = num_heads * head_width(dim, num_heads, head_dim)
     linear = lambda a, b: nnx.Linear(a, b, rngs=rngs)
     norm = lambda width: nnx.LayerNorm(width, rngs=rngs)
     self.encoder = input_map(schema, dim, typed_input=typed_input, rngs=rngs)

@@ -7,7 +7,6 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 
-from h2g.errors import InputError
 from h2g.graph import HeteroGraph
 from h2g.graph import Schema
 from h2g.models.homogeneous import input_map
@@ -49,8 +48,6 @@ class Gophormer(nnx.Module):
     typed_input: bool = False,
     rngs: nnx.Rngs,
   ):
-    if dim % num_heads:
-      raise InputError(f"num_heads={num_heads} does not divide dim={dim}; choose a divisor")
     self.encoder = input_map(schema, dim, typed_input=typed_input, rngs=rngs)
     self.everywhere = nnx.Param(0.02 * jax.random.normal(rngs.params(), (num_global, dim)))
     self.proximity = nnx.Param(jnp.zeros((num_layers, 2, num_heads)))

@@ -8,7 +8,6 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 
-from h2g.errors import InputError
 from h2g.graph import HeteroGraph
 from h2g.graph import Schema
 from h2g.nn import dropout
@@ -18,6 +17,7 @@ from h2g.nn.conv import GCNConv
 from h2g.nn.conv import propagate
 from h2g.nn.tokens import ego_sequences
 from h2g.nn.typed import type_ids
+from h2g.nn.widths import head_width
 from h2g.ops.attention import attention
 
 
@@ -65,7 +65,7 @@ class HeteroTokenLayer(nnx.Module):
   ):
     linear = lambda rows, columns: nnx.Linear(rows, columns, use_bias=False, rngs=rngs)
     self.receiver, self.sender = linear(dim, dim), linear(dim, dim)
-    width = dim // num_heads
+    width = head_width(dim, num_heads)
     self.receiver_score, self.sender_score = linear(width, 1), linear(width, 1)
     self.type_query = linear(num_types, num_types * num_heads)
     self.type_key = linear(num_types, num_types * num_heads)
@@ -145,8 +145,6 @@ class HINormer(nnx.Module):
     dropout_rate: float = 0.2,
     rngs: nnx.Rngs,
   ):
-    if dim % num_heads:
-      raise InputError(f"num_heads={num_heads} does not divide dim={dim}; choose a divisor")
     types = len(schema.node_types)
     self.encoder = HeteroEncoder(schema, dim, rngs=rngs)
     self.convs = nnx.List([GCNConv(dim, out_dim=dim, rngs=rngs) for _ in range(num_gnn_layers)])

@@ -28,6 +28,7 @@ from h2g.nn.conv import GCNConv
 from h2g.nn.conv import GINConv
 from h2g.nn.conv import MixHopConv
 from h2g.nn.conv import SAGEConv
+from h2g.nn.widths import head_width
 
 Factory = Callable[..., nnx.Module]
 
@@ -228,8 +229,6 @@ def attention_layers(
   Raises:
     InputError: the heads do not divide `dim`.
   """
-  if not head_dim and dim % num_heads:
-    raise InputError(f"num_heads={num_heads} does not divide dim={dim}; choose a divisor")
-  layer = functools.partial(conv, head_dim=head_dim or dim // num_heads)
+  layer = functools.partial(conv, head_dim=head_width(dim, num_heads, head_dim))
   last = functools.partial(conv, head_dim=head_dim or dim, concat=False)
   return [layer] * (num_layers - 1) + [last]

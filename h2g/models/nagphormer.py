@@ -5,7 +5,6 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 
-from h2g.errors import InputError
 from h2g.graph import HeteroGraph
 from h2g.graph import Schema
 from h2g.models.homogeneous import input_map
@@ -40,8 +39,6 @@ class NAGphormer(nnx.Module):
     typed_input: bool = False,
     rngs: nnx.Rngs,
   ):
-    if dim % num_heads:
-      raise InputError(f"num_heads={num_heads} does not divide dim={dim}; choose a divisor")
     self.encoder = input_map(schema, dim, typed_input=typed_input, rngs=rngs)
     self.layers = nnx.List(
       [

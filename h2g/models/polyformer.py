@@ -7,13 +7,13 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 
-from h2g.errors import InputError
 from h2g.graph import HeteroGraph
 from h2g.graph import Schema
 from h2g.models.homogeneous import input_map
 from h2g.nn import dropout
 from h2g.nn import split
 from h2g.nn.tokens import monomials
+from h2g.nn.widths import head_width
 
 INIT = jax.nn.initializers.variance_scaling(1.0, "fan_in", "uniform", batch_axis=0)
 
@@ -39,6 +39,7 @@ class PolyLayer(nnx.Module):
     dropout_rate: float,
     rngs: nnx.Rngs,
   ):
+    head_width(dim, num_heads)  # raises where they do not fit
     matrices = lambda: nnx.Param(INIT(rngs.params(), (num_tokens, dim, dim), jnp.float32))
     self.norm, self.ffn_norm = nnx.LayerNorm(dim, rngs=rngs), nnx.LayerNorm(dim, rngs=rngs)
     self.up, self.down = matrices(), matrices()
@@ -91,8 +92,6 @@ class PolyFormer(nnx.Module):
     typed_input: bool = False,
     rngs: nnx.Rngs,
   ):
-    if dim % num_heads:
-      raise InputError(f"num_heads={num_heads} does not divide dim={dim}; choose a divisor")
     self.encoder = input_map(schema, dim, typed_input=typed_input, rngs=rngs)
     self.layers = nnx.List(
       [

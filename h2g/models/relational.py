@@ -3,7 +3,6 @@ relations apart, and a typed input map."""
 
 import functools
 
-from h2g.errors import InputError
 from h2g.graph import Schema
 from h2g.models.homogeneous import attention_layers
 from h2g.models.homogeneous import Factory
@@ -55,7 +54,5 @@ def han(
   of the graph instead, as this does without the view.
   Source: arXiv 1903.07293.
   """
-  if dim % num_heads:
-    raise InputError(f"num_heads={num_heads} does not divide dim={dim}; choose a divisor")
   conv = functools.partial(HANConv, schema=schema, out_dim=dim, num_heads=num_heads)
   return [functools.partial(conv, dropout_rate=attention_dropout)] * num_layers

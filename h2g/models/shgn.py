@@ -5,12 +5,12 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 
-from h2g.errors import InputError
 from h2g.graph import HeteroGraph
 from h2g.graph import Schema
 from h2g.nn import HeteroEncoder
 from h2g.nn import split
 from h2g.nn.conv import SHGNConv
+from h2g.nn.widths import head_width
 
 
 class SHGN(nnx.Module):
@@ -41,10 +41,8 @@ class SHGN(nnx.Module):
     attention_dropout: float = 0.2,
     rngs: nnx.Rngs,
   ):
-    if not head_dim and dim % num_heads:
-      raise InputError(f"num_heads={num_heads} does not divide dim={dim}; choose a divisor")
     self.encoder = HeteroEncoder(schema, dim, rngs=rngs)
-    head_dim = head_dim or dim // num_heads
+    head_dim = head_width(dim, num_heads, head_dim)
     convs, width = [], dim
     for at in range(num_layers):
       conv = SHGNConv(

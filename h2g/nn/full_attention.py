@@ -15,6 +15,7 @@ from h2g.errors import InputError
 from h2g.graph import HeteroGraph
 from h2g.graph import Schema
 from h2g.nn.typed import TypedLinear
+from h2g.nn.widths import head_width
 from h2g.ops.attention import attention
 
 
@@ -50,8 +51,7 @@ class FullAttention(nnx.Module):
     dropout_rate: float = 0.0,
     rngs: nnx.Rngs,
   ):
-    if dim % num_heads:
-      raise InputError(f"num_heads={num_heads} does not divide dim={dim}; choose a divisor")
+    head_width(dim, num_heads)  # raises where they do not fit
     if biases and max_keys:
       raise InputError("biases are of all pairs of nodes: leave max_keys at 0 with them")
     maps = len(schema.node_types) if typed else 1

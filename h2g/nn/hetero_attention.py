@@ -13,12 +13,12 @@ from jax import Array
 import jax.numpy as jnp
 import numpy as np
 
-from h2g.errors import InputError
 from h2g.graph import HeteroGraph
 from h2g.graph import Schema
 from h2g.graph.views import relation_hops
 from h2g.nn.relations import transform
 from h2g.nn.typed import TypedLinear
+from h2g.nn.widths import head_width
 from h2g.ops.attention import attention
 from h2g.ops.edge import edge_attention
 from h2g.ops.edge import EdgeAttentionOut
@@ -71,10 +71,8 @@ class CrossTypeAttention(nnx.Module):
     dropout_rate: float = 0.0,
     rngs: nnx.Rngs,
   ):
-    if dim % num_heads:
-      raise InputError(f"num_heads={num_heads} does not divide dim={dim}; choose a divisor")
+    head_dim = head_width(dim, num_heads)
     num_types, num_relations = len(schema.node_types), len(schema.edge_types)
-    head_dim = dim // num_heads
 
     def relation_matrices():
       shape = (num_relations, num_heads, head_dim, head_dim)
@@ -159,8 +157,7 @@ class EdgeTypeAttention(nnx.Module):
     dropout_rate: float = 0.0,
     rngs: nnx.Rngs,
   ):
-    if dim % num_heads:
-      raise InputError(f"num_heads={num_heads} does not divide dim={dim}; choose a divisor")
+    head_width(dim, num_heads)  # raises where they do not fit
     num_relations = len(schema.edge_types)
     self.query = TypedLinear(num_relations, dim, dim, rngs=rngs)
     self.key_value = TypedLinear(num_relations, dim, 2 * dim, rngs=rngs)

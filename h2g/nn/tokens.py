@@ -11,6 +11,7 @@ from h2g.graph import HeteroGraph
 from h2g.nn.conv import propagate
 from h2g.nn.dropout import dropout
 from h2g.nn.dropout import split
+from h2g.nn.widths import head_width
 from h2g.ops.attention import attention
 
 
@@ -109,6 +110,7 @@ class TokenLayer(nnx.Module):
     attention_dropout: float,
     rngs: nnx.Rngs,
   ):
+    head_width(dim, num_heads)  # raises where they do not fit
     self.norm, self.ffn_norm = nnx.LayerNorm(dim, rngs=rngs), nnx.LayerNorm(dim, rngs=rngs)
     self.query = nnx.Linear(dim, dim, rngs=rngs)
     self.key_value = nnx.Linear(dim, 2 * dim, rngs=rngs)

@@ -10,9 +10,9 @@ from flax import nnx
 import jax
 from jax import Array
 
-from h2g.errors import InputError
 from h2g.nn.dropout import dropout
 from h2g.nn.dropout import split
+from h2g.nn.widths import head_width
 from h2g.ops.attention import attention
 
 
@@ -26,8 +26,7 @@ class MultiHeadAttention(nnx.Module):
   def __init__(
     self, dim: int, num_heads: int, *, use_bias: bool = True, rate: float = 0.0, rngs: nnx.Rngs
   ):
-    if dim % num_heads:
-      raise InputError(f"num_heads={num_heads} does not divide dim={dim}; choose a divisor")
+    head_width(dim, num_heads)  # raises where they do not fit
     linear = lambda: nnx.Linear(
       dim, dim, use_bias=use_bias, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs
     )

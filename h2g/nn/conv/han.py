@@ -18,6 +18,7 @@ from h2g.nn.relations import relate
 from h2g.nn.relations import relate_receivers
 from h2g.nn.relations import within_a_type
 from h2g.nn.typed import TypedLinear
+from h2g.nn.widths import head_width
 from h2g.ops.edge import edge_sum
 
 INIT = jax.nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", batch_axis=0)
@@ -58,7 +59,7 @@ class HANConv(nnx.Module):
     dropout_rate: float = 0.0,
     rngs: nnx.Rngs,
   ):
-    shape = (len(schema.edge_types), num_heads, out_dim // num_heads)
+    shape = (len(schema.edge_types), num_heads, head_width(out_dim, num_heads))
     draw = lambda: nnx.Param(INIT(rngs.params(), shape, jnp.float32))
     self.linear = TypedLinear(len(schema.node_types), in_dim, out_dim, rngs=rngs)
     self.sender, self.receiver = draw(), draw()
