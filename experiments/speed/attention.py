@@ -175,17 +175,7 @@ def cases(platform: str) -> Iterator[harness.Case]:
         tensors = [harness.to_torch(x.astype(np.float32)) for x in flat]
         if platform == "gpu":
           tensors = [x.bfloat16() for x in tensors]
-
-        def call(*args, function=function, backward=backward):
-          import torch
-
-          if backward:
-            found = harness.torch_grads(function)(*args)
-            return tuple(x.transpose(1, 2) for x in found[:3]) + tuple(found[3:])
-          with torch.no_grad():
-            return function(*args).transpose(1, 2)
-
-        runs[peer] = harness.torch_run(call, *tensors)
+        runs[peer] = harness.torch_run(harness.heads_first(function, backward), *tensors)
       theirs = "cudnn" if platform == "gpu" else "xla"
       runs[f"jax.nn {theirs}"] = harness.jax_run(graded(jax_nn(shape, theirs)), *arrays)
       size = dtype(0).nbytes

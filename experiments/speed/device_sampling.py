@@ -13,9 +13,7 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import argparse
 import importlib
-import json
 import pathlib
 import sys
 import time
@@ -27,6 +25,7 @@ import jax
 import numpy as np
 
 from experiments.speed import harness
+from experiments.speed.mag_like import arguments
 from experiments.speed.mag_like import mag_like
 from h2g.train.feed import train_feed
 from h2g.train.loop import make_programs
@@ -76,10 +75,7 @@ def measure(graph, steps: int, *, device: bool) -> dict:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--json", type=pathlib.Path)
-  parser.add_argument("--nodes", type=int, default=500_000)
-  parser.add_argument("--edges", type=int, default=5_000_000)
+  parser = arguments(__doc__)
   parser.add_argument("--steps", type=int, default=20)
   parser.add_argument("--where", default="device,host")
   args = parser.parse_args()
@@ -93,9 +89,7 @@ def main() -> None:
       f"outside the compiled program (loss {found['loss']:.2f}, {found['compiled']} late compiles)",
       flush=True,
     )
-  if args.json:
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(rows, indent=1) + "\n")
+  harness.write(args.json, rows)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,6 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import argparse
-import json
 import pathlib
 import sys
 
@@ -31,6 +29,7 @@ import numpy as np
 import optax
 
 from experiments.speed import harness
+from experiments.speed.mag_like import arguments
 from experiments.speed.mag_like import mag_like
 from h2g.graph import padding
 from h2g.graph.graph import HeteroGraph
@@ -213,10 +212,7 @@ def torch_step(draws: Draws, params, schema):
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--json", type=pathlib.Path)
-  parser.add_argument("--nodes", type=int, default=500_000)
-  parser.add_argument("--edges", type=int, default=5_000_000)
+  parser = arguments(__doc__)
   parser.add_argument("--rounds", type=int, default=harness.ROUNDS)
   parser.add_argument("--warm_up", type=int, default=harness.WARM_UP)
   args = parser.parse_args()
@@ -248,18 +244,11 @@ def main() -> None:
           flush=True)  # fmt: skip
     runs.append(theirs)
   taken = harness.times(runs, args.rounds)
-  overall = np.median(np.moveaxis(taken, 1, 0).reshape(len(runs), -1), 1) * 1e3
-  row = dict(base, ours_ms=overall[0], peer_ms=None, ratio=None, spread=None)
-  if len(runs) > 1:
-    ratios = np.median(taken, 2)[:, 0] / np.median(taken, 2)[:, 1]
-    row |= dict(peer_ms=overall[1], ratio=overall[0] / overall[1],
-                spread=float(abs(ratios[0] - ratios[1])))  # fmt: skip
+  row = base | harness.beside(taken)[-1]
   print(harness.line(row), flush=True)
   sampling = harness.times([lambda: prepare(7)], 5).min() * 1e3
   print(f"of ours, sampling and padding alone: {sampling:.1f} ms")
-  if args.json:
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps([row], indent=1) + "\n")
+  harness.write(args.json, [row])
 
 
 if __name__ == "__main__":

@@ -118,6 +118,22 @@ def torch_grads(function: Callable[..., Any]) -> Callable[..., Any]:
   return call
 
 
+def heads_first(function: Callable[..., Any], backward: bool) -> Callable[..., Any]:
+  """A torch attention over [B, H, T, D] whose results are ours, [B, T, H, D]: its value, or the
+  gradients of q, k, v and then those of whatever else it takes."""
+
+  def call(*tensors):
+    import torch
+
+    if backward:
+      found = torch_grads(function)(*tensors)
+      return tuple(x.transpose(1, 2) for x in found[:3]) + tuple(found[3:])
+    with torch.no_grad():
+      return function(*tensors).transpose(1, 2)
+
+  return call
+
+
 def grads(function: Callable[..., Any], num: int) -> Callable[..., Any]:
   """(*arrays) -> gradients of sum(function(*arrays) ** 2) by the first `num` arguments."""
   return jax.grad(lambda *args: jnp.sum(function(*args) ** 2), tuple(range(num)))
@@ -184,6 +200,21 @@ def times(
   return taken
 
 
+def beside(taken: np.ndarray) -> list[dict]:
+  """Columns of the first run alone, then of each other run beside it; taken: of `times`.
+
+  ratio: of the medians of all rounds. spread: between those of the two passes.
+  """
+  overall = np.median(np.moveaxis(taken, 1, 0).reshape(taken.shape[1], -1), axis=1) * 1e3
+  passes = np.median(taken, axis=2)
+  ratios = passes[:, :1] / passes
+  rows = [dict(ours_ms=overall[0], peer_ms=None, ratio=None, spread=None)]
+  for peer_ms, (first, second) in zip(overall[1:], ratios.T[1:]):
+    ratio, spread = overall[0] / peer_ms, float(abs(first - second))
+    rows.append(dict(ours_ms=overall[0], peer_ms=peer_ms, ratio=ratio, spread=spread))
+  return rows
+
+
 def ceilings() -> tuple[float, float]:
   """(bytes/s copied, flop/s of matmul) of this machine; measured where it is not in the table."""
   device = jax.devices()[0]
@@ -210,36 +241,24 @@ def measure(case: Case, *, rounds: int = ROUNDS, limits: tuple[float, float]) ->
   wrong = {name: found for name, found in errors.items() if not found <= case.tolerance}
   assert not wrong, f"{case.op} {case.name} {case.part}: not equal to the reference: {wrong}"
   taken = times(list(runs.values()), rounds)
-  medians = np.median(taken, axis=2)  # [2, runs]
-  overall = np.median(np.moveaxis(taken, 1, 0).reshape(len(runs), -1), axis=1)
+  ours, *compared = beside(taken)
   floor = max(case.bytes / limits[0], case.flops / limits[1])
   row = dict(
     op=case.op,
     case=case.name,
     platform=jax.default_backend(),
     **{"pass": case.part},
-    ours_ms=overall[0] * 1e3,
-    floor_ratio=overall[0] / floor if floor else None,
+    **ours,
+    floor_ratio=ours["ours_ms"] / 1e3 / floor if floor else None,
     max_error=errors["ours"],
   )
-  rows = []
+  compared, rows = iter(compared), []
   for name, peer in case.peers.items():
     if isinstance(peer, str):
-      rows.append(dict(row, peer=f"{name} ({peer})", peer_ms=None, ratio=None, spread=None))
-      continue
-    at = list(runs).index(name)
-    ratios = medians[:, 0] / medians[:, at]
-    rows.append(
-      dict(
-        row,
-        peer=name,
-        peer_ms=overall[at] * 1e3,
-        ratio=overall[0] / overall[at],
-        spread=float(abs(ratios[0] - ratios[1])),
-      )
-    )
-  rows = rows or [dict(row, peer=None, peer_ms=None, ratio=None, spread=None)]
-  return [{column: row[column] for column in COLUMNS} for row in rows]
+      rows.append(row | {"peer": f"{name} ({peer})"})
+    else:
+      rows.append(row | {"peer": name} | next(compared))
+  return [{column: row[column] for column in COLUMNS} for row in rows or [row | {"peer": None}]]
 
 
 def line(row: Mapping[str, Any]) -> str:
@@ -296,6 +315,11 @@ def main(cases: Callable[[str], Sequence[Case]], description: str, *packages: st
     for row in measure(case, rounds=args.rounds, limits=limits):
       rows.append(row)
       print(line(row), flush=True)
-  if args.json:
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(rows, indent=1) + "\n")
+  write(args.json, rows)
+
+
+def write(path: pathlib.Path | None, rows: list[dict]) -> None:
+  """The rows as JSON; no path writes nothing."""
+  if path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rows, indent=1) + "\n")

@@ -4,6 +4,9 @@ By default 0.5 M nodes and 5 M edges, before reverses: types and relations in og
 proportions, 128 features on every type, degrees that fall as rank ** -0.6 on both sides.
 """
 
+import argparse
+import pathlib
+
 import numpy as np
 
 from h2g.graph import HeteroGraph
@@ -15,6 +18,15 @@ EDGES = {
   ("paper", "has_topic", "field_of_study"): 0.3551,
   ("author", "affiliated_with", "institution"): 0.0494,
 }
+
+
+def arguments(text: str) -> argparse.ArgumentParser:
+  """The command line of a script that measures on the graph; text: the script's, its first line."""
+  parser = argparse.ArgumentParser(description=text.splitlines()[0])
+  parser.add_argument("--json", type=pathlib.Path, help="also write the rows to this file")
+  parser.add_argument("--nodes", type=int, default=500_000)
+  parser.add_argument("--edges", type=int, default=5_000_000)
+  return parser
 
 
 def mag_like(

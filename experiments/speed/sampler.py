@@ -19,8 +19,6 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import argparse
-import json
 import pathlib
 import sys
 import time
@@ -30,6 +28,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # runs from a clone,
 import numpy as np
 
 from experiments.speed import harness
+from experiments.speed.mag_like import arguments
 from experiments.speed.mag_like import mag_like
 from h2g.graph.graph import HeteroGraph
 from h2g.graph.sampler import Sampler
@@ -154,10 +153,7 @@ def check(graph: HeteroGraph, sample: HeteroGraph) -> None:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--json", type=pathlib.Path)
-  parser.add_argument("--nodes", type=int, default=500_000)
-  parser.add_argument("--edges", type=int, default=5_000_000)
+  parser = arguments(__doc__)
   parser.add_argument("--rounds", type=int, default=harness.ROUNDS)
   args = parser.parse_args()
   if hasattr(os, "sched_setaffinity"):
@@ -188,29 +184,15 @@ def main() -> None:
       peers["HGT sampling, per node in Python"] = lambda: hgt_per_node(graph, seeds(), rng)
     runs = {key: peer for key, peer in peers.items() if not isinstance(peer, str)}
     taken = harness.times([ours, *runs.values()], args.rounds, clock=time.process_time)
-    overall = np.median(np.moveaxis(taken, 1, 0).reshape(1 + len(runs), -1), 1)
-    medians = np.median(taken, 2)
-    base = dict(op="sampler", case=case, platform="cpu", ours_ms=overall[0] * 1e3)
+    alone, *compared = harness.beside(taken)
+    base = dict(op="sampler", case=case, platform="cpu", **alone)
     base |= {"pass": "one batch", "floor_ratio": None, "max_error": 0.0}
+    found = iter(compared)
     for key, peer in peers.items():
-      if isinstance(peer, str):
-        rows.append(dict(base, peer=key, peer_ms=None, ratio=None, spread=None, why=peer))
-      else:
-        at = 1 + list(runs).index(key)
-        ratio = medians[:, 0] / medians[:, at]
-        rows.append(
-          dict(
-            base,
-            peer=key,
-            peer_ms=overall[at] * 1e3,
-            ratio=overall[0] / overall[at],
-            spread=float(abs(ratio[0] - ratio[1])),
-          )
-        )
+      result = dict(why=peer) if isinstance(peer, str) else next(found)
+      rows.append(base | {"peer": key} | result)
       print(harness.line(rows[-1]), flush=True)
-  if args.json:
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(rows, indent=1) + "\n")
+  harness.write(args.json, rows)
 
 
 if __name__ == "__main__":

@@ -187,16 +187,7 @@ def cases(platform: str) -> Iterator[harness.Case]:
         tensors = [harness.to_torch(x.swapaxes(1, 2).astype(np.float32)) for x in arrays]
         if platform == "gpu":
           tensors = [x.bfloat16() for x in tensors]
-
-        def call(*args, function=function, backward=backward):
-          import torch
-
-          if backward:
-            return tuple(x.transpose(1, 2) for x in harness.torch_grads(function)(*args))
-          with torch.no_grad():
-            return function(*args).transpose(1, 2)
-
-        runs[peer] = harness.torch_run(call, *tensors)
+        runs[peer] = harness.torch_run(harness.heads_first(function, backward), *tensors)
       if shape.window:
         whole = functools.partial(attention, mask=mask_of(shape))
         runs["h2g attention"] = harness.jax_run(graded(whole), *arrays)

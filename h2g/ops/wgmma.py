@@ -34,3 +34,10 @@ def filled(shape: tuple[int, ...], value: float, layout=None) -> Array:
   if dispatch.interpreted():
     return array
   return plgpu.layout_cast(array, layout or (LAYOUT if len(shape) == 2 else LAYOUT.reduce(1)))
+
+
+def shared_tiles(*shape: int, dtype):
+  """Shared memory for matrices that TMA fills and the tensor cores read."""
+  minor = 128 // jnp.dtype(dtype).itemsize
+  transforms = (plgpu.TilingTransform((8, minor)), plgpu.SwizzleTransform(128))
+  return plgpu.SMEM(shape, dtype, transforms=transforms)

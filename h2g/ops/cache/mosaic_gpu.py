@@ -163,14 +163,6 @@ def _splits(plan: _Plan, q, k, v, lengths, groups: int, split: int) -> tuple[Arr
   num = -(-rows // split)
   stages = _stages(width, value_width, k.dtype)
   heads = -(-groups // 8) * 8  # a tile of shared memory is left in parts of 8 rows
-  tiled = lambda shape, dtype: plgpu.SMEM(
-    shape,
-    dtype,
-    transforms=(
-      plgpu.TilingTransform((8, 128 // jnp.dtype(dtype).itemsize)),
-      plgpu.SwizzleTransform(128),
-    ),
-  )
 
   def body(q, k, v, lengths, out, lse, q_tile, k_tile, v_tile, out_tile, *barriers):
     at = tuple(jax.lax.axis_index(name) for name in ("batch", "head"))
@@ -202,10 +194,10 @@ def _splits(plan: _Plan, q, k, v, lengths, groups: int, split: int) -> tuple[Arr
       jax.ShapeDtypeStruct((batch, key_heads, num, TILE), jnp.float32),
     ),
     scratch_types=(
-      tiled((TILE, width), q.dtype),
-      tiled((stages, TILE, width), k.dtype),
-      tiled((stages, TILE, value_width), v.dtype),
-      tiled((TILE, value_width), jnp.float32),
+      wgmma.shared_tiles(TILE, width, dtype=q.dtype),
+      wgmma.shared_tiles(stages, TILE, width, dtype=k.dtype),
+      wgmma.shared_tiles(stages, TILE, value_width, dtype=v.dtype),
+      wgmma.shared_tiles(TILE, value_width, dtype=jnp.float32),
       plgpu.Barrier(),
       plgpu.Barrier(num_barriers=stages),
       plgpu.Barrier(num_barriers=stages),

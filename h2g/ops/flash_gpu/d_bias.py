@@ -17,10 +17,8 @@ from h2g.ops.flash_gpu.logits import Where
 from h2g.ops.flash_gpu.moves import drain
 from h2g.ops.flash_gpu.moves import launch
 from h2g.ops.flash_gpu.moves import move_registers
-from h2g.ops.flash_gpu.moves import shared_tiles
 from h2g.ops.flash_gpu.moves import slot_of
 from h2g.ops.flash_gpu.moves import two_dots
-from h2g.ops.flash_gpu.moves import WGMMA
 from h2g.ops.flash_gpu.padded import in_whole_tiles
 from h2g.ops.flash_gpu.walk import place_of
 
@@ -74,7 +72,9 @@ def d_bias(call: Call, config: Config, saved: Saved) -> Array:
           acc, used = carry
           slot = slot_of(used, stages)
           vector = (b, h, pl.ds(query, ROWS))
-          rows = [wgmma.load(ref.at[vector], WGMMA.reduce(1)) for ref in (saved.lse, saved.delta)]
+          rows = [
+            wgmma.load(ref.at[vector], wgmma.LAYOUT.reduce(1)) for ref in (saved.lse, saved.delta)
+          ]
           plgpu.barrier_wait(ready.at[slot])
           q_tile, do_tile = q_shared.at[slot, wg], do_shared.at[slot, wg]
           k_tile, v_tile = k_shared.at[slot], v_shared.at[slot]
@@ -86,7 +86,7 @@ def d_bias(call: Call, config: Config, saved: Saved) -> Array:
 
         return lax.cond(some, add, lambda carry: carry, carry)
 
-      carry = wgmma.filled((ROWS, keys), 0.0, WGMMA), jnp.int32(0)
+      carry = wgmma.filled((ROWS, keys), 0.0, wgmma.LAYOUT), jnp.int32(0)
       acc, _ = lax.fori_loop(0, repeats, step, carry)
       out_shared.at[wg][...] = acc.astype(d_dtype)
       plgpu.commit_smem()
@@ -122,11 +122,11 @@ def d_bias(call: Call, config: Config, saved: Saved) -> Array:
     out_type=jax.ShapeDtypeStruct((entries, bias_heads, length, num_keys), d_dtype),
     scratch_types=(
       (
-        shared_tiles(stages, warpgroups, ROWS, depth, dtype=dtype),
-        shared_tiles(stages, warpgroups, ROWS, width, dtype=dtype),
-        shared_tiles(stages, keys, depth, dtype=dtype),
-        shared_tiles(stages, keys, width, dtype=dtype),
-        shared_tiles(warpgroups, ROWS, keys, dtype=d_dtype),
+        wgmma.shared_tiles(stages, warpgroups, ROWS, depth, dtype=dtype),
+        wgmma.shared_tiles(stages, warpgroups, ROWS, width, dtype=dtype),
+        wgmma.shared_tiles(stages, keys, depth, dtype=dtype),
+        wgmma.shared_tiles(stages, keys, width, dtype=dtype),
+        wgmma.shared_tiles(warpgroups, ROWS, keys, dtype=d_dtype),
       ),
       (
         plgpu.Barrier(num_arrivals=2 * warpgroups + 2, num_barriers=stages),

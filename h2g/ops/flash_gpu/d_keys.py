@@ -19,10 +19,8 @@ from h2g.ops.flash_gpu.moves import drain
 from h2g.ops.flash_gpu.moves import launch
 from h2g.ops.flash_gpu.moves import move_registers
 from h2g.ops.flash_gpu.moves import ring_stages
-from h2g.ops.flash_gpu.moves import shared_tiles
 from h2g.ops.flash_gpu.moves import slot_of
 from h2g.ops.flash_gpu.moves import two_dots
-from h2g.ops.flash_gpu.moves import WGMMA
 from h2g.ops.flash_gpu.padded import in_whole_tiles
 from h2g.ops.flash_gpu.walk import place_of
 from h2g.ops.flash_gpu.walk import two_loops
@@ -71,7 +69,9 @@ def d_keys(call: Call, config: Config, saved: Saved) -> tuple[Array, Array, Arra
         head = place.head * group + repeat
         plgpu.barrier_wait(ready.at[slot])
         q_tile, do_tile = q_shared.at[slot], do_shared.at[slot]
-        rows = [wgmma.load(ref.at[slot], WGMMA.reduce(0)) for ref in (lse_shared, delta_shared)]
+        rows = [
+          wgmma.load(ref.at[slot], wgmma.LAYOUT.reduce(0)) for ref in (lse_shared, delta_shared)
+        ]
         x, d_weights = two_dots(k_tile, q_tile, v_tile, do_tile, (ROWS, ROWS))
         where = Where(place.batch, head, entry * ROWS, key, x.shape, True)
         weights, gradient = weights_and_gradient(logits, x, d_weights, rows, where, partial)
@@ -82,8 +82,8 @@ def d_keys(call: Call, config: Config, saved: Saved) -> tuple[Array, Array, Arra
         plgpu.barrier_arrive(free.at[slot])
         return dk, dv, total
 
-      total = wgmma.filled((ROWS,), 0.0, WGMMA.reduce(1)) if sums else None
-      zeros = [wgmma.filled((ROWS, n), 0.0, WGMMA) for n in (depth, width)]
+      total = wgmma.filled((ROWS,), 0.0, wgmma.LAYOUT.reduce(1)) if sums else None
+      zeros = [wgmma.filled((ROWS, n), 0.0, wgmma.LAYOUT) for n in (depth, width)]
       dk, dv, total = two_loops(full * group, count * group, step, (*zeros, total))
       k_tile[...] = (dk * config.scale).astype(dtype)
       v_tile[...] = dv.astype(dtype)
@@ -127,10 +127,10 @@ def d_keys(call: Call, config: Config, saved: Saved) -> tuple[Array, Array, Arra
     ),
     scratch_types=(
       (
-        shared_tiles(warpgroups, ROWS, depth, dtype=dtype),
-        shared_tiles(warpgroups, ROWS, width, dtype=dtype),
-        shared_tiles(stages, ROWS, depth, dtype=dtype),
-        shared_tiles(stages, ROWS, width, dtype=dtype),
+        wgmma.shared_tiles(warpgroups, ROWS, depth, dtype=dtype),
+        wgmma.shared_tiles(warpgroups, ROWS, width, dtype=dtype),
+        wgmma.shared_tiles(stages, ROWS, depth, dtype=dtype),
+        wgmma.shared_tiles(stages, ROWS, width, dtype=dtype),
         plgpu.SMEM((stages, ROWS), jnp.float32),
         plgpu.SMEM((stages, ROWS), jnp.float32),
         plgpu.SMEM((warpgroups, ROWS), jnp.float32) if sums else None,

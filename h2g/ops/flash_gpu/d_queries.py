@@ -20,10 +20,8 @@ from h2g.ops.flash_gpu.moves import drain
 from h2g.ops.flash_gpu.moves import launch
 from h2g.ops.flash_gpu.moves import move_registers
 from h2g.ops.flash_gpu.moves import ring_stages
-from h2g.ops.flash_gpu.moves import shared_tiles
 from h2g.ops.flash_gpu.moves import slot_of
 from h2g.ops.flash_gpu.moves import two_dots
-from h2g.ops.flash_gpu.moves import WGMMA
 from h2g.ops.flash_gpu.padded import in_whole_tiles
 from h2g.ops.flash_gpu.walk import place_of
 from h2g.ops.flash_gpu.walk import two_loops
@@ -61,7 +59,9 @@ def d_queries(call: Call, config: Config, saved: Saved) -> tuple[Array, Array | 
       q_tile, do_tile = q_shared.at[wg], do_shared.at[wg]
       plgpu.copy_gmem_to_smem(q_ref.at[mine], q_tile, q_ready.at[wg])
       plgpu.copy_gmem_to_smem(saved.do.at[mine], do_tile, q_ready.at[wg])
-      rows = [wgmma.load(ref.at[vector], WGMMA.reduce(1)) for ref in (saved.lse, saved.delta)]
+      rows = [
+        wgmma.load(ref.at[vector], wgmma.LAYOUT.reduce(1)) for ref in (saved.lse, saved.delta)
+      ]
       plgpu.barrier_wait(q_ready.at[wg])
 
       def step(i, carry, partial):
@@ -79,8 +79,8 @@ def d_queries(call: Call, config: Config, saved: Saved) -> tuple[Array, Array | 
         plgpu.barrier_arrive(free.at[slot])
         return acc, total
 
-      total = wgmma.filled((ROWS,), 0.0, WGMMA.reduce(1)) if sums else None
-      carry = wgmma.filled((ROWS, depth), 0.0, WGMMA), total
+      total = wgmma.filled((ROWS,), 0.0, wgmma.LAYOUT.reduce(1)) if sums else None
+      carry = wgmma.filled((ROWS, depth), 0.0, wgmma.LAYOUT), total
       acc, total = two_loops(full, count, step, carry)
       q_tile[...] = (acc * config.scale).astype(dtype)
       if sums:
@@ -113,10 +113,10 @@ def d_queries(call: Call, config: Config, saved: Saved) -> tuple[Array, Array | 
     out_type=(jax.ShapeDtypeStruct(padded.q.shape, dtype), vector if sums else None),
     scratch_types=(
       (
-        shared_tiles(warpgroups, ROWS, depth, dtype=dtype),
-        shared_tiles(warpgroups, ROWS, width, dtype=dtype),
-        shared_tiles(stages, keys, depth, dtype=dtype),
-        shared_tiles(stages, keys, width, dtype=dtype),
+        wgmma.shared_tiles(warpgroups, ROWS, depth, dtype=dtype),
+        wgmma.shared_tiles(warpgroups, ROWS, width, dtype=dtype),
+        wgmma.shared_tiles(stages, keys, depth, dtype=dtype),
+        wgmma.shared_tiles(stages, keys, width, dtype=dtype),
         plgpu.SMEM((warpgroups, ROWS), jnp.float32) if sums else None,
       ),
       (

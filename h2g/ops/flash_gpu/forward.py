@@ -19,9 +19,7 @@ from h2g.ops.flash_gpu.moves import drain
 from h2g.ops.flash_gpu.moves import launch
 from h2g.ops.flash_gpu.moves import move_registers
 from h2g.ops.flash_gpu.moves import ring_stages
-from h2g.ops.flash_gpu.moves import shared_tiles
 from h2g.ops.flash_gpu.moves import slot_of
-from h2g.ops.flash_gpu.moves import WGMMA
 from h2g.ops.flash_gpu.padded import in_whole_tiles
 from h2g.ops.flash_gpu.walk import place_of
 from h2g.ops.flash_gpu.walk import two_loops
@@ -98,9 +96,9 @@ def forward(call: Call, config: Config) -> tuple[Array, Array]:
         plgpu.barrier_arrive(v_free.at[slot])
         return acc, new, total
 
-      rows = WGMMA.reduce(1)
+      rows = wgmma.LAYOUT.reduce(1)
       carry = (
-        wgmma.filled((ROWS, width), 0.0, WGMMA),
+        wgmma.filled((ROWS, width), 0.0, wgmma.LAYOUT),
         wgmma.filled((ROWS,), -jnp.inf, rows),
         wgmma.filled((ROWS,), 0.0, rows),
       )
@@ -159,10 +157,10 @@ def forward(call: Call, config: Config) -> tuple[Array, Array]:
     ),
     scratch_types=(
       (
-        shared_tiles(warpgroups, ROWS, depth, dtype=dtype),
-        None if width == depth else shared_tiles(warpgroups, ROWS, width, dtype=dtype),
-        shared_tiles(stages, tile_k, depth, dtype=dtype),
-        shared_tiles(stages, tile_k, width, dtype=dtype),
+        wgmma.shared_tiles(warpgroups, ROWS, depth, dtype=dtype),
+        None if width == depth else wgmma.shared_tiles(warpgroups, ROWS, width, dtype=dtype),
+        wgmma.shared_tiles(stages, tile_k, depth, dtype=dtype),
+        wgmma.shared_tiles(stages, tile_k, width, dtype=dtype),
         plgpu.SMEM((warpgroups, ROWS), jnp.float32),
       ),
       (

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from h2g.ops import wgmma
 from h2g.ops.flash_gpu.call import Config
 from h2g.ops.flash_gpu.call import LOG2E
-from h2g.ops.flash_gpu.moves import WGMMA
 from h2g.ops.flash_gpu.program import lowerable
 from h2g.ops.flash_gpu.program import with_slope
 
@@ -106,9 +105,9 @@ class Where(NamedTuple):
     keys = pl.ds(self.key, self.shape[of_key])
     if leaf.kind == "tile":
       both = (keys, queries) if self.transposed else (queries, keys)
-      return wgmma.load(ref.at[b, h, *both], WGMMA)
+      return wgmma.load(ref.at[b, h, *both], wgmma.LAYOUT)
     axis, part = (of_query, queries) if leaf.kind == "query" else (of_key, keys)
-    return self.spread(wgmma.load(ref.at[b, h, part], WGMMA.reduce(1 - axis)), axis)
+    return self.spread(wgmma.load(ref.at[b, h, part], wgmma.LAYOUT.reduce(1 - axis)), axis)
 
   def spread(self, vector: Array, axis: int) -> Array:
     """A vector along one axis, repeated along the other."""

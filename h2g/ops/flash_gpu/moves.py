@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from h2g.ops import dispatch
 
 _SHARED_MEMORY = 220 << 10  # bytes of tiles in a program; barriers and row vectors take some of 227
-WGMMA = plgpu.Layout.WGMMA
 _OLD = jax.__version_info__ < (0, 11)
 _TURN = plgpu.transpose_ref if _OLD else None
 
@@ -57,13 +56,6 @@ def add_dot(total: Array, a: Array, b) -> Array:
   if dispatch.interpreted():  # the interpreter has neither such operands nor such accumulators
     return total + jnp.dot(a, b[...], preferred_element_type=jnp.float32)
   return pl.run_state(lambda acc: plgpu.wgmma(acc, a, b))(plgpu.ACC.init(total))
-
-
-def shared_tiles(*shape: int, dtype):
-  """Shared memory for matrices that TMA fills and the tensor cores read."""
-  minor = 128 // jnp.dtype(dtype).itemsize
-  transforms = (plgpu.TilingTransform((8, minor)), plgpu.SwizzleTransform(128))
-  return plgpu.SMEM(shape, dtype, transforms=transforms)
 
 
 def launch(body, *, out_type, scratch_types, grid, warpgroups: int):

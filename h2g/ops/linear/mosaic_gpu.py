@@ -180,14 +180,6 @@ def _scan(plan: _Plan, q, k, v, decay, state, *, reverse: bool = False):
     pad = lambda x: jnp.pad(x, ((0, 0), (0, num * CHUNK - length), (0, 0), (0, 0)))
     q, k, v = pad(q), pad(k), pad(v)
   whole_length = num * CHUNK
-  tiled = lambda shape, dtype: plgpu.SMEM(
-    shape,
-    dtype,
-    transforms=(
-      plgpu.TilingTransform((8, 128 // jnp.dtype(dtype).itemsize)),
-      plgpu.SwizzleTransform(128),
-    ),
-  )
 
   def entry(*refs):
     pl.run_scoped(
@@ -201,12 +193,12 @@ def _scan(plan: _Plan, q, k, v, decay, state, *, reverse: bool = False):
         scale=plan.scale,
         reverse=reverse,
       ),
-      tiled((stages, CHUNK, width), q.dtype),
-      tiled((stages, CHUNK, width), q.dtype),
-      tiled((stages, slices, CHUNK, SLICE), q.dtype),
-      tiled((slices, width, SLICE), q.dtype),
-      tiled((slices, CHUNK, SLICE), q.dtype),
-      tiled((slices, CHUNK, SLICE), plan.out_dtype),
+      wgmma.shared_tiles(stages, CHUNK, width, dtype=q.dtype),
+      wgmma.shared_tiles(stages, CHUNK, width, dtype=q.dtype),
+      wgmma.shared_tiles(stages, slices, CHUNK, SLICE, dtype=q.dtype),
+      wgmma.shared_tiles(slices, width, SLICE, dtype=q.dtype),
+      wgmma.shared_tiles(slices, CHUNK, SLICE, dtype=q.dtype),
+      wgmma.shared_tiles(slices, CHUNK, SLICE, dtype=plan.out_dtype),
       plgpu.Barrier(num_arrivals=2 + slices, num_barriers=stages),
       plgpu.Barrier(num_arrivals=slices, num_barriers=stages),
       collective_axes="wg",
