@@ -79,6 +79,22 @@ def test_a_claim_is_judged_over_its_runs(tmp_path):
   assert "| celegans | 0.9000 ± 0.0100 | 2 |" in runs.table()
 
 
+def test_variants_train_side_by_side_after_what_they_read(tmp_path):
+  runs = Runs("efficient_probing", tmp_path, seeds=2, bar=False)
+  runs._found["tiny,pool=cls"] = {}
+  found = {job.name: job for job in runs._jobs(("tiny,objective=cls", "tiny,pool=cls", "tiny"))}
+  assert list(found) == ["encoder,objective=cls", "tiny,objective=cls", "encoder", "tiny"]
+  encoder = tmp_path / "encoder"
+  assert found["tiny"].after == (encoder,) and found["encoder"].after == ()
+  assert found["tiny"].options == ("--config.num_seeds=2", f"--config.encoder.workdir={encoder}")
+  assert found["encoder"].options == ()  # its number of seeds is its own
+
+  runs = Runs("mvpa", tmp_path, seeds=2, bar=False)
+  first, second = runs._jobs(("tiny,model=mvpa", "tiny,model=mvpa,task=classify"))
+  assert second.after == (first.folder,)
+  assert first.options == ("--config.num_seeds=2",) == second.options[:1]
+
+
 def test_nan_does_not_hold():
   assert not Finding.compare("accuracy", np.nan, 0.0).holds
   assert not Finding.at_most("time", np.nan, 1.0).holds and Finding.at_most("time", 1.0, 1.0).holds

@@ -12,6 +12,7 @@ from h2g.papers import Runs
 
 def check(runs: Runs) -> list[Finding]:
   """The sentences of the claim; mAP is the mean over attributes and seeds."""
+  runs.prepare("tiny,model=separate", "tiny", *(f"tiny,model={m}" for m in ("none", "csn", "film")))
   ours = runs.mean("tiny")
   above = lambda model: ours - runs.mean(f"tiny,model={model}")
   spaces, none = embeddings(runs, "tiny"), embeddings(runs, "tiny,model=none")

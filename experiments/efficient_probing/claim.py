@@ -25,17 +25,21 @@ MEASURES = (map_similarity, map_entropy)  # how complementary maps are, how shar
 
 def check(runs: Runs) -> list[Finding]:
   """The sentences of the claim; accuracies are means over seeds."""
+  fewer = [f"tiny,queries={num}" for num in (1, 2, 4)]
+  supervised, drawn = (
+    [f"tiny,pool={pool},objective={objective}" for pool in pools]
+    for objective, pools in (("cls", ("ep", "cls")), ("none", ("ep", "gap")))
+  )
+  runs.prepare(OURS, PEER, "tiny,pool=gap", "tiny,pool=cls", *fewer, *supervised, *drawn)
   above = lambda other: runs.mean(OURS) - runs.mean(other)
-  one, two, four = (runs.mean(f"tiny,queries={num}") for num in (1, 2, 4))
+  one, two, four = map(runs.mean, fewer)
   apart = conversion_error(dim=96, num_heads=8)
   share = runs.num_params(OURS, "^pool/") / runs.num_params(PEER, "^pool/")
   gaps = [
-    runs.mean(f"tiny{objective}") - runs.mean(f"tiny,pool=cls{objective}")
-    for objective in ("", ",objective=cls")
+    runs.mean(ours) - runs.mean(token) for ours, token in ((OURS, "tiny,pool=cls"), supervised)
   ]
-  untrained = [runs.mean(f"tiny,pool={pool},objective=none") for pool in ("ep", "gap")]
   reported = looks(runs) | {
-    "EP and the mean on the encoder before its training": untrained,
+    "EP and the mean on the encoder before its training": list(map(runs.mean, drawn)),
     "1, 2, 4 queries": [one, two, four],
   }
   return [

@@ -16,11 +16,13 @@ MODELS = ("mvpa", "no_channel", "vanilla", "vanilla_none")
 
 def check(runs: Runs) -> list[Finding]:
   """The sentences of the claim; top-1 of 31 and F1 on unseen channel counts, means over seeds."""
+  first = {model: f"tiny,model={model}" for model in MODELS}
+  second = {model: f"{variant},task=classify" for model, variant in first.items()}
+  runs.prepare(*first.values(), *second.values(), "eeg")
   top1, last, f1 = {}, {}, {}
   for model in MODELS:
-    variant = f"tiny,model={model}"
-    top1[model] = runs.mean(variant)
-    last[model] = runs.metrics(f"{variant},task=classify")  # `runs` says where the first is
+    top1[model] = runs.mean(first[model])
+    last[model] = runs.metrics(second[model])  # `runs` says where the first is
     f1[model] = last[model]["test/f1"]
   eeg = runs.metrics("eeg")
   above = Finding.compare

@@ -25,6 +25,7 @@ MASKED, RANDOM = "tiny,attention=masked", "tiny,attention=random"
 def check(runs: Runs) -> list[Finding]:
   """The sentences of the claim; mIoU and PQ in points, means over seeds."""
   pq = lambda variant: runs.metrics(variant)["test/pq"]
+  runs.prepare(MASKED, "tiny", RANDOM)
   ours, masked, random = (runs.mean(variant) for variant in ("tiny", MASKED, RANDOM))
   prototype, softmax = cross_attentions()
   faster, flops = softmax.seconds / prototype.seconds, prototype.flops / softmax.flops

@@ -5,6 +5,7 @@
 
   --workdir DIR    default runs/SLUG; what is finished there is not trained again
   --seeds N        another number of seeds than the paper's config has
+  --jobs N         variants trained at a time, each on cores of its own; as many as there are cores
   --noprogress     no progress bars
 
 Exit status: 0 the claim holds; 1 it does not; 2 something cannot be used.
@@ -30,6 +31,7 @@ def _main(argv: list[str]) -> int:
   values = flags.FlagValues()
   workdir = flags.DEFINE_string("workdir", None, "", flag_values=values)
   seeds = flags.DEFINE_integer("seeds", None, "", lower_bound=1, flag_values=values)
+  at_once = flags.DEFINE_integer("jobs", 0, "", lower_bound=0, flag_values=values)
   progress = flags.DEFINE_bool("progress", True, "", flag_values=values)
   words = commands.words(values, argv, most=2)
   known = papers(root())
@@ -42,7 +44,7 @@ def _main(argv: list[str]) -> int:
   if words[1] not in slugs:
     raise InputError(f"{words[1]!r} is no paper here: choose from {', '.join(slugs)}")
   folder = Path(workdir.value or f"runs/{words[1]}").expanduser()
-  runs = claims.Runs(words[1], folder, seeds=seeds.value, bar=progress.value)
+  runs = claims.Runs(words[1], folder, seeds=seeds.value, at_once=at_once.value, bar=progress.value)
   findings = claims.check(runs)
   print(runs.table())
   for finding in findings:

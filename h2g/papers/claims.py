@@ -1,16 +1,19 @@
 """A claim as findings over trained variants."""
 
+from collections.abc import Sequence
 import functools
 import importlib
 import json
 from pathlib import Path
 import re
+from typing import Any
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from h2g.errors import InputError
+from h2g.train import jobs
 
 
 class Finding(NamedTuple):
@@ -44,16 +47,26 @@ class Finding(NamedTuple):
 class Runs:
   """Trains variants of one paper's config, each once, in one work directory."""
 
-  def __init__(self, slug: str, workdir: Path, *, seeds: int | None = None, bar: bool = True):
+  def __init__(
+    self,
+    slug: str,
+    workdir: Path,
+    *,
+    seeds: int | None = None,
+    at_once: int = 0,
+    bar: bool = True,
+  ):
     """Nothing is trained yet.
 
     Args:
       slug: of the paper.
       workdir: one folder per variant goes under it; what is finished there is not trained again.
       seeds: another number of seeds than the config's.
+      at_once: most variants that `prepare` trains at a time; 0 for as many as there are cores.
       bar: progress bars.
     """
     self.slug, self.workdir, self._seeds, self._bar = slug, workdir, seeds, bar
+    self._at_once = at_once
     self._found: dict[str, dict] = {}
 
   def config(self, variant: str):
@@ -65,10 +78,41 @@ class Runs:
     config = module(f"configs.{self.slug}").get_config(variant)
     if self._seeds:
       config.num_seeds = self._seeds
-    for part in config.values():
-      if hasattr(part, "items") and {"variant", "workdir"} <= set(part):
-        part.workdir = str(self.folder(part.variant))
+    for _, part in reads(config):
+      part.workdir = str(self.folder(part.variant))
     return config
+
+  def prepare(self, *variants: str) -> None:
+    """Trains variants side by side, each a process with cores of its own; `results` finds them.
+
+    Networks as small as these leave most cores idle when they train one after the other. The order
+    is that of the starts: what takes longest first. Variants that one of them reads (see `config`)
+    are trained before it. On an accelerator, which serves one process, nothing happens.
+    """
+    at_once = min(self._at_once or len(jobs.own_cores()), len(variants))
+    if at_once > 1 and jax.default_backend() == "cpu":
+      jobs.run(self._jobs(variants), at_once=at_once)
+
+  def _jobs(self, variants: Sequence[str]) -> list[jobs.Job]:
+    """Of those that are not finished; what others read stands first."""
+    found: dict[str, jobs.Job] = {}
+
+    def add(variant: str, *, seeds: int | None) -> Path:
+      folder = self.folder(variant)
+      done = variant in self._found or (folder / jobs.RESULTS).is_file()
+      if done or variant in found:
+        return folder
+      options, after = [f"--config.num_seeds={seeds}"] if seeds else [], []
+      for name, part in reads(self.config(variant)):
+        after.append(add(part.variant, seeds=seeds if part.variant in variants else None))
+        options.append(f"--config.{name}.workdir={part.workdir}")
+      config = f"{module(f'configs.{self.slug}').__file__}:{variant}"
+      found[variant] = jobs.Job(variant, config, folder, tuple(options), tuple(after))
+      return folder
+
+    for variant in variants:
+      add(variant, seeds=self._seeds)
+    return list(found.values())
 
   def folder(self, variant: str) -> Path:
     """Where a variant is trained."""
@@ -129,6 +173,12 @@ class Runs:
       error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
       lines.append(f"| {variant} | {values.mean():.4f} ± {error:.4f} | {len(values)} |")
     return "\n".join(lines)
+
+
+def reads(config) -> list[tuple[str, Any]]:
+  """(name, part) of a config's parts that name another `variant`, and the `workdir` it is in."""
+  named = lambda part: hasattr(part, "items") and {"variant", "workdir"} <= set(part)
+  return [(name, part) for name, part in config.items() if named(part) and part.variant]
 
 
 def check(runs: Runs) -> list[Finding]:

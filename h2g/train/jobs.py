@@ -31,12 +31,14 @@ class Job(NamedTuple):
   """One run.
 
   name: for people. config: FILE:VARIANT. folder: its work directory. options: `--config.key=value`.
+  after: folders of jobs that it reads; it starts when these have ended, well or not.
   """
 
   name: str
   config: str
   folder: Path
   options: tuple[str, ...] = ()
+  after: tuple[Path, ...] = ()
 
   @property
   def words(self) -> list[str]:
@@ -83,16 +85,24 @@ def run(
       print(f"{job.name}: {reason or 'done'}", file=sys.stderr, flush=True)
     bar.update()
 
+  waiting, running = list(jobs), {}
   with bar, concurrent.futures.ThreadPoolExecutor(at_once) as pool:
-    running = [pool.submit(one, job) for job in jobs]
-    try:
-      for future in concurrent.futures.as_completed(running):
+    while waiting or running:
+      open_ = {job.folder for job in (*waiting, *running.values())}
+      ready = [job for job in waiting if open_.isdisjoint(job.after)]
+      for job in ready[: at_once - len(running)]:
+        waiting.remove(job)
+        running[pool.submit(one, job)] = job
+      ended, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+      for future in ended:
+        del running[future]
         future.result()
         done()
-    except BaseException:
-      for future in running:
-        future.cancel()
-      raise
+
+
+def own_cores() -> list[int]:
+  """Numbers of the cores that this process may use; none where the system does not tell (macOS)."""
+  return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 def read(path: Path) -> dict | None:
@@ -110,7 +120,7 @@ def outcome(folder: Path) -> tuple[dict | None, str]:
 
 def _shares(at_once: int) -> list[set[int]]:
   """Cores for each of the runs at a time; empty sets where they cannot or need not be divided."""
-  cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+  cores = own_cores()
   if at_once == 1 or at_once > len(cores):
     cores = []
   return [set(cores[at::at_once]) for at in range(at_once)]
