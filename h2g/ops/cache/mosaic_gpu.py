@@ -247,7 +247,7 @@ def _one_split(spec: Spec, sources, shared, barriers, *, first, left, rows: int,
     slot = jax.lax.rem(i, jnp.asarray(stages, i.dtype))
     ahead = i + stages < num
     plgpu.barrier_wait(k_ready.at[slot])
-    x = _product(q_tile, k_tile.at[slot])
+    x = wgmma.product(q_tile, wgmma.turned(k_tile.at[slot]))
     pl.when(ahead)(lambda: fetch(i + stages, slot, k, k_tile, k_ready))
     x = x * (spec.scale * LOG2E)
     if spec.softcap is not None:
@@ -270,7 +270,7 @@ def _one_split(spec: Spec, sources, shared, barriers, *, first, left, rows: int,
       behind = start(i) + wgmma.iota(values.shape, 0) >= first + left
       v_tile.at[slot][...] = jnp.where(behind, jnp.zeros_like(values), values)
       plgpu.commit_smem()
-    acc = _add_product(acc, weights.astype(v_tile.dtype), v_tile.at[slot])
+    acc = wgmma.add_product(acc, weights.astype(v_tile.dtype), v_tile.at[slot])
     pl.when(ahead)(lambda: fetch(i + stages, slot, v, v_tile, v_ready))
     return acc, new, total
 
@@ -284,30 +284,3 @@ def _one_split(spec: Spec, sources, shared, barriers, *, first, left, rows: int,
   acc, largest, total = jax.lax.fori_loop(whole, num, functools.partial(step, masked=True), carry)
   average = acc * jax.lax.broadcast_in_dim(1.0 / total, acc.shape, [0])
   return average, (largest + jnp.log2(total)) * (1 / LOG2E)
-
-
-# What Pallas' interpreter does not know (wgmma, layouts) has a plain twin there; copies and
-# barriers are the same.
-
-
-def _product(a, b) -> Array:
-  """a b^T of tiles in shared memory, float32."""
-  if dispatch.interpreted():
-    return jnp.dot(a[...], b[...].T, preferred_element_type=jnp.float32)
-  turned = plgpu.transpose_ref(b, (1, 0)) if _OLD else b.transpose((1, 0))
-
-  def run(acc):
-    plgpu.wgmma(acc, a, turned)
-    return acc[...]
-
-  return pl.run_scoped(run, plgpu.ACC((a.shape[0], b.shape[0]), jnp.float32))
-
-
-def _add_product(total: Array, a: Array, b) -> Array:
-  """total + a b; a stands in registers, b in shared memory."""
-  if dispatch.interpreted():
-    return total + jnp.dot(a, b[...], preferred_element_type=jnp.float32)
-  return pl.run_state(lambda acc: plgpu.wgmma(acc, a, b))(plgpu.ACC.init(total))
-
-
-_OLD = jax.__version_info__ < (0, 11)

@@ -18,7 +18,6 @@ from h2g.ops.flash_gpu.moves import drain
 from h2g.ops.flash_gpu.moves import launch
 from h2g.ops.flash_gpu.moves import move_registers
 from h2g.ops.flash_gpu.moves import slot_of
-from h2g.ops.flash_gpu.moves import two_dots
 from h2g.ops.flash_gpu.padded import in_whole_tiles
 from h2g.ops.flash_gpu.walk import place_of
 
@@ -78,7 +77,9 @@ def d_bias(call: Call, config: Config, saved: Saved) -> Array:
           plgpu.barrier_wait(ready.at[slot])
           q_tile, do_tile = q_shared.at[slot, wg], do_shared.at[slot, wg]
           k_tile, v_tile = k_shared.at[slot], v_shared.at[slot]
-          x, d_weights = two_dots(q_tile, k_tile, do_tile, v_tile, (ROWS, keys))
+          x, d_weights = wgmma.two_products(
+            q_tile, wgmma.turned(k_tile), do_tile, wgmma.turned(v_tile)
+          )
           plgpu.barrier_arrive(free.at[slot])
           where = Where(b, h, query, column * keys, x.shape, False)
           _, gradient = weights_and_gradient(logits, x, d_weights, rows, where, True)

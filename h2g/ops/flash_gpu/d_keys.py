@@ -14,13 +14,11 @@ from h2g.ops.flash_gpu.gradient import Saved
 from h2g.ops.flash_gpu.gradient import weights_and_gradient
 from h2g.ops.flash_gpu.logits import is_row
 from h2g.ops.flash_gpu.logits import Where
-from h2g.ops.flash_gpu.moves import add_dot
 from h2g.ops.flash_gpu.moves import drain
 from h2g.ops.flash_gpu.moves import launch
 from h2g.ops.flash_gpu.moves import move_registers
 from h2g.ops.flash_gpu.moves import ring_stages
 from h2g.ops.flash_gpu.moves import slot_of
-from h2g.ops.flash_gpu.moves import two_dots
 from h2g.ops.flash_gpu.padded import in_whole_tiles
 from h2g.ops.flash_gpu.walk import place_of
 from h2g.ops.flash_gpu.walk import two_loops
@@ -72,13 +70,15 @@ def d_keys(call: Call, config: Config, saved: Saved) -> tuple[Array, Array, Arra
         rows = [
           wgmma.load(ref.at[slot], wgmma.LAYOUT.reduce(0)) for ref in (lse_shared, delta_shared)
         ]
-        x, d_weights = two_dots(k_tile, q_tile, v_tile, do_tile, (ROWS, ROWS))
+        x, d_weights = wgmma.two_products(
+          k_tile, wgmma.turned(q_tile), v_tile, wgmma.turned(do_tile)
+        )
         where = Where(place.batch, head, entry * ROWS, key, x.shape, True)
         weights, gradient = weights_and_gradient(logits, x, d_weights, rows, where, partial)
         if sums:
           total = total + gradient.sum(axis=1)
-        dv = add_dot(dv, weights.astype(dtype), do_tile)
-        dk = add_dot(dk, gradient.astype(dtype), q_tile)
+        dv = wgmma.add_product(dv, weights.astype(dtype), do_tile)
+        dk = wgmma.add_product(dk, gradient.astype(dtype), q_tile)
         plgpu.barrier_arrive(free.at[slot])
         return dk, dv, total
 

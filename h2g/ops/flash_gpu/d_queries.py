@@ -15,13 +15,11 @@ from h2g.ops.flash_gpu.gradient import Saved
 from h2g.ops.flash_gpu.gradient import weights_and_gradient
 from h2g.ops.flash_gpu.logits import is_row
 from h2g.ops.flash_gpu.logits import Where
-from h2g.ops.flash_gpu.moves import add_dot
 from h2g.ops.flash_gpu.moves import drain
 from h2g.ops.flash_gpu.moves import launch
 from h2g.ops.flash_gpu.moves import move_registers
 from h2g.ops.flash_gpu.moves import ring_stages
 from h2g.ops.flash_gpu.moves import slot_of
-from h2g.ops.flash_gpu.moves import two_dots
 from h2g.ops.flash_gpu.padded import in_whole_tiles
 from h2g.ops.flash_gpu.walk import place_of
 from h2g.ops.flash_gpu.walk import two_loops
@@ -70,12 +68,14 @@ def d_queries(call: Call, config: Config, saved: Saved) -> tuple[Array, Array | 
         _, entry = walk.at(i, full, count)
         plgpu.barrier_wait(ready.at[slot])
         k_tile, v_tile = k_shared.at[slot], v_shared.at[slot]
-        x, d_weights = two_dots(q_tile, k_tile, do_tile, v_tile, (ROWS, keys))
+        x, d_weights = wgmma.two_products(
+          q_tile, wgmma.turned(k_tile), do_tile, wgmma.turned(v_tile)
+        )
         where = Where(place.batch, place.head, query, entry * keys, x.shape, False)
         _, gradient = weights_and_gradient(logits, x, d_weights, rows, where, partial)
         if sums:
           total = total + gradient.sum(axis=1)
-        acc = add_dot(acc, gradient.astype(dtype), k_tile)
+        acc = wgmma.add_product(acc, gradient.astype(dtype), k_tile)
         plgpu.barrier_arrive(free.at[slot])
         return acc, total
 

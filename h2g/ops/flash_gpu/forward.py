@@ -13,8 +13,6 @@ from h2g.ops.flash_gpu.call import Config
 from h2g.ops.flash_gpu.call import LOG2E
 from h2g.ops.flash_gpu.call import ROWS
 from h2g.ops.flash_gpu.logits import Where
-from h2g.ops.flash_gpu.moves import add_dot
-from h2g.ops.flash_gpu.moves import dot
 from h2g.ops.flash_gpu.moves import drain
 from h2g.ops.flash_gpu.moves import launch
 from h2g.ops.flash_gpu.moves import move_registers
@@ -66,7 +64,7 @@ def forward(call: Call, config: Config) -> tuple[Array, Array]:
         acc, largest, total = carry
         slot = slot_of(i, stages)
         plgpu.barrier_wait(k_ready.at[slot])
-        x = dot(q_tile, k_shared.at[slot], (ROWS, tile_k), take_turn)
+        x = wgmma.product(q_tile, wgmma.turned(k_shared.at[slot]), take_turn)
         plgpu.barrier_arrive(k_free.at[slot])
         _, entry = walk.at(i, full, count)
         where = Where(place.batch, place.head, query, entry * tile_k, x.shape, False)
@@ -92,7 +90,7 @@ def forward(call: Call, config: Config) -> tuple[Array, Array]:
         plgpu.barrier_wait(v_ready.at[slot])
         if warpgroups == 2:
           plgpu.barrier_wait(turn)
-        acc = add_dot(acc, narrow, v_shared.at[slot])
+        acc = wgmma.add_product(acc, narrow, v_shared.at[slot])
         plgpu.barrier_arrive(v_free.at[slot])
         return acc, new, total
 

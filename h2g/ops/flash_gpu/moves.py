@@ -1,9 +1,7 @@
-"""What a warpgroup does with memory and tensor cores: products, rings, barriers, the launch."""
+"""What warpgroups do with memory: rings of tiles, registers, the launch."""
 
-from collections.abc import Callable
 import functools
 
-import jax
 from jax import Array
 from jax import lax
 from jax.experimental import pallas as pl
@@ -13,49 +11,6 @@ import jax.numpy as jnp
 from h2g.ops import dispatch
 
 _SHARED_MEMORY = 220 << 10  # bytes of tiles in a program; barriers and row vectors take some of 227
-_OLD = jax.__version_info__ < (0, 11)
-_TURN = plgpu.transpose_ref if _OLD else None
-
-
-def _turned(ref):
-  """The transpose of a tile in shared memory; older versions of JAX have a function for it."""
-  if _TURN is not None:
-    return _TURN(ref, (1, 0))
-  return ref.transpose((1, 0))
-
-
-def dot(a, b, shape: tuple[int, int], issued: Callable[[], None] | None = None) -> Array:
-  """a b^T of two tiles in shared memory, float32 in registers; `issued` runs while it computes."""
-  if dispatch.interpreted():  # whose older versions have no transposed tiles
-    issued and issued()
-    return jnp.dot(a[...], b[...].T, preferred_element_type=jnp.float32)
-
-  def compute(acc):
-    plgpu.wgmma(acc, a, _turned(b))
-    issued and issued()
-    return acc[...]
-
-  return pl.run_scoped(compute, plgpu.ACC(shape, jnp.float32))
-
-
-def two_dots(a, b, c, d, shape: tuple[int, int]) -> tuple[Array, Array]:
-  """(a b^T, c d^T) of tiles in shared memory, waited for together."""
-  if dispatch.interpreted():
-    return dot(a, b, shape), dot(c, d, shape)
-
-  def compute(one, other):
-    plgpu.wgmma(one, a, _turned(b))
-    plgpu.wgmma(other, c, _turned(d))
-    return one[...], other[...]
-
-  return pl.run_scoped(compute, *(plgpu.ACC(shape, jnp.float32),) * 2)
-
-
-def add_dot(total: Array, a: Array, b) -> Array:
-  """total + a b, accumulated in place; the left operand comes from registers."""
-  if dispatch.interpreted():  # the interpreter has neither such operands nor such accumulators
-    return total + jnp.dot(a, b[...], preferred_element_type=jnp.float32)
-  return pl.run_state(lambda acc: plgpu.wgmma(acc, a, b))(plgpu.ACC.init(total))
 
 
 def launch(body, *, out_type, scratch_types, grid, warpgroups: int):

@@ -304,11 +304,11 @@ def _kernel(
       scaled_tile.at[wg][...] = (values * until).astype(q.dtype)
       plgpu.commit_smem()
       queries, keys = q_tile.at[slot], k_tile.at[slot]
-      scores = _product((CHUNK, CHUNK), queries, _transposed(keys))
+      scores = wgmma.product(queries, wgmma.turned(keys))
       scores = (scores * within).astype(q.dtype)
-      read = _product((CHUNK, SLICE), queries, state_tile.at[wg]) * since
-      read = _add_product(read, scores, v_tile.at[slot, wg])
-      state = _add_product(state * whole, _transposed(keys), scaled_tile.at[wg])
+      read = wgmma.product(queries, state_tile.at[wg]) * since
+      read = wgmma.add_product(read, scores, v_tile.at[slot, wg])
+      state = wgmma.add_product(state * whole, wgmma.turned(keys), scaled_tile.at[wg])
       plgpu.barrier_arrive(consumed.at[slot])
       # The tile of the previous step has left shared memory before this one is written.
       plgpu.wait_smem_to_gmem(0, wait_read_only=True)
@@ -320,32 +320,6 @@ def _kernel(
     state = jax.lax.fori_loop(0, num, body, wgmma.load(mine))
     after.at[batch, head, :, columns][...] = state
     plgpu.wait_smem_to_gmem(0)
-
-
-# What Pallas' interpreter does not know (wgmma, layouts) has a plain twin there; copies, barriers
-# and threads are the same.
-
-
-def _transposed(ref):
-  return ref[...].T if dispatch.interpreted() else ref.transpose((1, 0))
-
-
-def _add_product(total: Array, a, b) -> Array:
-  """total + a b; a and b stand in shared memory, a may stand in registers."""
-  if dispatch.interpreted():
-    return total + jnp.dot(a[...], b[...], preferred_element_type=jnp.float32)
-  return pl.run_state(lambda acc: plgpu.wgmma(acc, a, b))(plgpu.ACC.init(total))
-
-
-def _product(shape: tuple[int, int], a, b) -> Array:
-  if dispatch.interpreted():
-    return _add_product(jnp.zeros(shape, jnp.float32), a, b)
-
-  def run(acc):
-    plgpu.wgmma(acc, a, b)
-    return acc[...]
-
-  return pl.run_scoped(run, plgpu.ACC(shape, jnp.float32))
 
 
 _attend = from_passes(_scan, _backward)

@@ -5,14 +5,21 @@ from jax import Array
 import jax.numpy as jnp
 
 from h2g.ops import dispatch
+from h2g.ops.prototype import mosaic_gpu
+from h2g.ops.prototype import mosaic_tpu
 from h2g.ops.prototype import reference
 from h2g.ops.prototype import xla
 from h2g.ops.prototype.call import lifted
 from h2g.ops.prototype.call import PrototypeOut
 from h2g.ops.prototype.call import take
 
-IMPLEMENTATIONS = dict(xla=xla.nearest, reference=reference.nearest)
-ORDER = dict(cpu=("xla",), gpu=("xla",), tpu=("xla",))
+IMPLEMENTATIONS = dict(
+  mosaic_gpu=mosaic_gpu.nearest,
+  mosaic_tpu=mosaic_tpu.nearest,
+  xla=xla.nearest,
+  reference=reference.nearest,
+)
+ORDER = dict(cpu=("xla",), gpu=("mosaic_gpu", "xla"), tpu=("mosaic_tpu", "xla"))
 WHEN_EMPTY = ("query", "batch")
 
 
@@ -42,7 +49,7 @@ def prototype_attention(
     when_empty: what a query does that may take nothing. "query": it may take all (the rule of
       Mask2Former). "batch": it may take all where no query of its batch entry may take anything,
       else it takes feature 0 (the official code).
-    implementation: "xla", "reference", or None for the best.
+    implementation: "mosaic_gpu", "mosaic_tpu", "xla", "reference", or None for the best.
   Returns:
     PrototypeOut(prototypes [B, Q, H, D] in x's dtype, index [B, H, Q] int32). Similarities are
     accumulated in float32.
