@@ -5,15 +5,18 @@ from collections.abc import Sequence
 import concurrent.futures
 import contextlib
 import json
+import multiprocessing
+from multiprocessing import forkserver
 import os
 from pathlib import Path
 import queue
-import subprocess
 import sys
 from typing import NamedTuple
 
 from tqdm import tqdm
 
+SERVER = multiprocessing.get_context("forkserver")
+PRELOADED = ("h2g.train.__main__", "h2g.train.loop", "matplotlib.backends.backend_agg")
 PREEMPTED = (75, 130)  # of `h2g.train`: told to stop and saved
 # glibc keeps a step's buffers, in large pages, instead of having them made anew by the kernel for
 # every step: a quarter off the step of a graph with 10^5 edges.
@@ -46,6 +49,11 @@ class Job(NamedTuple):
     words = ["-m", "h2g.train", "--noprogress", f"--config={self.config}"]
     return [*words, f"--workdir={self.folder}", *self.options]
 
+  @property
+  def experiment(self) -> str:
+    """The module that a config of this name has by convention; there may be none."""
+    return f"experiments.{Path(self.config.partition(':')[0]).stem}.experiment"
+
 
 def run(
   jobs: Sequence[Job],
@@ -68,9 +76,11 @@ def run(
   Raises:
     KeyboardInterrupt: a run was told to stop, and saved.
   """
-  free = queue.SimpleQueue()
-  for share in _shares(at_once):
+  shares, free = _shares(at_once), queue.SimpleQueue()
+  for share in shares:
     free.put(share)
+  if jobs:
+    _start_server(all(len(share) == 1 for share in shares), jobs[0].experiment)
   bar = tqdm(total=len(jobs), unit="run", disable=not sys.stderr.isatty())
 
   def one(job: Job) -> None:
@@ -129,36 +139,60 @@ def _shares(at_once: int) -> list[set[int]]:
 def _train(job: Job, minutes: float, cores: set[int]) -> str | None:
   """Runs one command; None where it finished, or the reason why it did not."""
   job.folder.mkdir(parents=True, exist_ok=True)
-  # The caller's import path: a clone that is not installed works as well.
-  malloc = {name: value + ONE_ARENA * (len(cores) == 1) for name, value in MALLOC.items()}
-  environment = malloc | dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
-  with (job.folder / "log.txt").open("ab") as log:
-    begin = log.tell()
-    process = subprocess.Popen(
-      [sys.executable, *job.words],
-      stdout=log,
-      stderr=subprocess.STDOUT,
-      stdin=subprocess.DEVNULL,
-      env=environment,
-    )
-    try:
-      if cores:
-        with contextlib.suppress(OSError):  # it has ended, or may not be moved
-          os.sched_setaffinity(process.pid, cores)
-      status = process.wait(60 * minutes or None)
-    except subprocess.TimeoutExpired:
+  path = job.folder / "log.txt"
+  begin = path.stat().st_size if path.exists() else 0
+  process = SERVER.Process(target=_work, args=(job.words[2:], path, cores, dict(os.environ)))
+  process.start()
+  try:
+    process.join(60 * minutes or None)
+    if process.is_alive():
       return f"took longer than {minutes:g} minutes"
-    finally:
-      process.kill()  # nothing, if it has ended
-      process.wait()
+  finally:
+    process.kill()  # nothing, if it has ended
+    process.join()
+  status = process.exitcode
   if status == 0:
     return None
   if status in PREEMPTED:
     raise KeyboardInterrupt
   if status < 0:
     return f"killed by signal {-status}" + (" (out of memory?)" if status == -9 else "")
-  said = (job.folder / "log.txt").read_bytes()[begin:].decode(errors="replace").strip().splitlines()
+  said = path.read_bytes()[begin:].decode(errors="replace").strip().splitlines()
   return said[-1].removeprefix("error: ") if said else f"exit status {status}"
+
+
+def _work(words: list[str], log: Path, cores: set[int], environment: dict[str, str]) -> None:
+  """The run, in a process of its own: what it prints goes to the log."""
+  out = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+  os.dup2(out, 1)
+  os.dup2(out, 2)
+  os.environ.update(environment)  # as it is now, not as it was when the server began
+  if cores:
+    with contextlib.suppress(OSError):  # these cores are no longer ours
+      os.sched_setaffinity(0, cores)
+  from h2g.train.__main__ import main
+
+  sys.exit(main(["h2g.train", *words]))
+
+
+def _start_server(one_core: bool, experiment: str) -> None:
+  """Starts the process that has imported what runs need, and of which each run is a fork.
+
+  Once in a process: later calls find it there.
+  """
+  SERVER.set_forkserver_preload([*PRELOADED, experiment])
+  # The caller's import path: a clone that is not installed works as well. A NumPy of one thread: of
+  # several, a fork has one that does nothing.
+  path = os.pathsep.join(filter(None, sys.path))
+  wanted = dict(PYTHONPATH=path) | (dict(OPENBLAS_NUM_THREADS="1") if one_core else {})
+  malloc = {name: value + ONE_ARENA * one_core for name, value in MALLOC.items()}
+  before = dict(os.environ)
+  try:
+    os.environ.update(malloc | before | wanted)
+    forkserver.ensure_running()
+  finally:
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def _note(folder: Path, reason: str | None) -> None:
