@@ -104,17 +104,8 @@ def window_mass(
     mask = masks.causal(start) & masks.key_padding(lengths)
     position = jnp.arange(rows, dtype=jnp.int32)[None, None, :]
     inside, past = (position >= x[:, None, None] for x in (start, lengths.astype(jnp.int32)))
-  found = attention(
-    q,
-    k,
-    k,
-    mask=mask,
-    scale=scale,
-    softcap=softcap,
-    return_column_mass=True,
-    implementation=implementation,
-  )
-  mass = _per_key_head(found.column_mass, k.shape[2]).astype(jnp.float32) / window
+  options = dict(scale=scale, softcap=softcap, implementation=implementation)
+  mass = accumulated_mass(q, k, mask=mask, **options) / window
   # Keys of the window take no part in the smoothing of those before them.
   mass = _smoothed(jnp.where(inside, jnp.zeros_like(mass), mass), pool, pooling)
   mass = jnp.where(inside, jnp.inf, mass)
