@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -157,3 +158,23 @@ def test_runs_at_a_time_divide_the_cores(monkeypatch):
   monkeypatch.setattr(jobs.os, "sched_getaffinity", lambda pid: {0, 1, 2, 5}, raising=False)
   assert jobs._shares(2) == [{0, 2}, {1, 5}]
   assert jobs._shares(1) == [set()] and jobs._shares(8) == [set()] * 8
+
+
+def test_a_run_starts_after_those_it_reads(monkeypatch, tmp_path):
+  told, started = [], threading.Event()
+
+  def train(job, minutes, cores):
+    told.append(f"{job.name} begins")
+    if job.name == "reader":
+      assert "read ends" in told
+    elif job.name == "other":
+      started.set()
+    else:
+      assert started.wait(10)  # the one behind the reader is taken meanwhile
+    told.append(f"{job.name} ends")
+
+  monkeypatch.setattr(jobs, "_train", train)
+  monkeypatch.setattr(jobs, "_start_server", lambda *_: None)
+  job = lambda name, *after: jobs.Job(name, "c.py", tmp_path / name, after=after)
+  jobs.run([job("read"), job("reader", tmp_path / "read"), job("other")], at_once=2)
+  assert len(told) == 6
