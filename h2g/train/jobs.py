@@ -6,16 +6,20 @@ import concurrent.futures
 import contextlib
 import json
 import multiprocessing
+from multiprocessing import connection
 from multiprocessing import forkserver
 import os
 from pathlib import Path
 import queue
 import sys
+import threading
 from typing import NamedTuple
 
 from tqdm import tqdm
 
 SERVER = multiprocessing.get_context("forkserver")
+# `start` asks after all processes, and a status can be read once: by one thread at a time.
+PROCESSES = threading.Lock()
 PRELOADED = ("h2g.train.__main__", "h2g.train.loop", "matplotlib.backends.backend_agg")
 PREEMPTED = (75, 130)  # of `h2g.train`: told to stop and saved
 # glibc keeps a step's buffers, in large pages, instead of having them made anew by the kernel for
@@ -142,14 +146,15 @@ def _train(job: Job, minutes: float, cores: set[int]) -> str | None:
   path = job.folder / "log.txt"
   begin = path.stat().st_size if path.exists() else 0
   process = SERVER.Process(target=_work, args=(job.words[2:], path, cores, dict(os.environ)))
-  process.start()
+  with PROCESSES:
+    process.start()
   try:
-    process.join(60 * minutes or None)
-    if process.is_alive():
+    if not connection.wait([process.sentinel], 60 * minutes or None):
       return f"took longer than {minutes:g} minutes"
   finally:
-    process.kill()  # nothing, if it has ended
-    process.join()
+    with PROCESSES:
+      process.kill()  # nothing, if it has ended
+      process.join()
   status = process.exitcode
   if status == 0:
     return None
