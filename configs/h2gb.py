@@ -15,8 +15,8 @@ A variant is a name, then options: `celegans`, `celegans,label=transmitter`, `ce
   full       the published settings (width 256, 3 layers, 8 heads, HGT sampling); give an own graph:
              --config.data.path=graph.npz
 
-Expect (2026-11-23, two CPU cores, mean test accuracy of ten seeds): role H2G-former 0.875, HGT
-0.785, MLP 0.780, GCN 0.725; transmitter H2G-former 0.840. H2G-former takes about a minute, the
+Expect (2026-11-27, two CPU cores, mean test accuracy of ten seeds): role H2G-former 0.870, HGT
+0.795, MLP 0.780, GCN 0.730; transmitter H2G-former 0.848. H2G-former takes about a minute, the
 others less. `full` was not run: the nine published graphs are not at hand.
 """
 
