@@ -18,7 +18,7 @@ def check(runs: Runs) -> list[Finding]:
   """The sentences of the claim; top-1 of 31 and F1 on unseen channel counts, means over seeds."""
   first = {model: f"tiny,model={model}" for model in MODELS}
   second = {model: f"{variant},task=classify" for model, variant in first.items()}
-  runs.prepare(*first.values(), *second.values(), "eeg")
+  runs.prepare("eeg", *first.values(), *second.values())
   top1, last, f1 = {}, {}, {}
   for model in MODELS:
     top1[model] = runs.mean(first[model])
