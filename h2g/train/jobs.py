@@ -68,6 +68,9 @@ def run(
 ) -> None:
   """Runs the jobs; one that is finished already says so in half a second.
 
+  Runs are forks of a server process (multiprocessing's): a script that calls this outside of a
+  function does so under `if __name__ == "__main__"`.
+
   A job that fails leaves failure.json in its folder, which says why, and is tried again by the next
   call. A job that was cut goes on from its last checkpoint.
 
