@@ -12,6 +12,8 @@ from h2g.papers import papers
 from h2g.papers import Runs
 from h2g.papers.__main__ import main
 from h2g.papers.__main__ import root
+from h2g.train.__main__ import parse
+from h2g.train.settings import complete
 
 BLOCK = """# A paper
 ```toml paper
@@ -93,6 +95,9 @@ def test_variants_train_side_by_side_after_what_they_read(tmp_path):
   first, second = runs._jobs(("tiny,model=mvpa", "tiny,model=mvpa,task=classify"))
   assert second.after == (first.folder,)
   assert first.options == ("--config.num_seeds=2",) == second.options[:1]
+  for job in (first, second):  # or what a process trained would not be found
+    asked = parse(["h2g.train", *job.words[2:]]).config
+    assert asked.to_json() == complete(runs.config(job.name)).to_json()
 
 
 def test_nan_does_not_hold():
