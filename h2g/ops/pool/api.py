@@ -4,12 +4,17 @@ from jax import Array
 import jax.numpy as jnp
 
 from h2g.ops import dispatch
+from h2g.ops.pool import mosaic_tpu
 from h2g.ops.pool import reference
 from h2g.ops.pool import xla
 from h2g.ops.pool.call import PoolOut
 
-IMPLEMENTATIONS = dict(xla=xla.multi_query_pool, reference=reference.multi_query_pool)
-ORDER = dict.fromkeys(("cpu", "gpu", "tpu"), ("xla", "reference"))
+IMPLEMENTATIONS = dict(
+  mosaic_tpu=mosaic_tpu.multi_query_pool,
+  xla=xla.multi_query_pool,
+  reference=reference.multi_query_pool,
+)
+ORDER = dict(cpu=("xla",), gpu=("xla",), tpu=("mosaic_tpu", "xla"))
 
 
 def multi_query_pool(
@@ -37,12 +42,12 @@ def multi_query_pool(
     values: W, [D, E] like x.
     mask: [B, N] bool, True attends; rows without any give zeros. None attends to all.
     scale: defaults to D ** -0.5.
-    implementation: "xla", "reference", or None for the best.
+    implementation: "mosaic_tpu", "xla", "reference", or None for the best.
   Returns:
     PoolOut(out [B, E] in x's dtype, weights [B, Q, N] float32). Accumulates in float32.
   Raises:
     ValueError: shapes disagree, or Q does not divide E.
-    NotImplementedError: unknown implementation.
+    NotImplementedError: the named implementation is unknown or cannot serve the call.
   Source: arXiv 2506.10178 sec. 3 (efficient probing).
   """
   if x.ndim != 3 or queries.ndim != 2 or values.ndim != 2:
@@ -59,8 +64,11 @@ def multi_query_pool(
       f"{queries.shape[0]} queries do not divide the width {values.shape[1]} of the values: each "
       "owns an equal slice"
     )
-  if mask is not None and mask.shape != x.shape[:2]:
-    raise ValueError(f"mask {mask.shape} must be [B, N] = {x.shape[:2]}")
+  if mask is not None:
+    if mask.shape != x.shape[:2]:
+      raise ValueError(f"mask {mask.shape} must be [B, N] = {x.shape[:2]}")
+    # What stands in a masked token has no effect, on gradients either, NaN included.
+    x = jnp.where(mask[:, :, None], x, jnp.zeros((), x.dtype))
   scale = float(x.shape[2] ** -0.5 if scale is None else scale)
   out = dispatch.choose(
     "multi_query_pool", IMPLEMENTATIONS, ORDER, implementation, x, queries, values, mask, scale

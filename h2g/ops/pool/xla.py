@@ -9,6 +9,7 @@ E / 2Q times. The weights [B, Q, N] are a result, so they are kept.
 from jax import Array
 import jax.numpy as jnp
 
+from h2g.ops.pool.call import own_slices
 from h2g.ops.pool.call import PoolOut
 from h2g.ops.tiles import accumulator_dtype
 
@@ -16,7 +17,6 @@ from h2g.ops.tiles import accumulator_dtype
 def multi_query_pool(x: Array, queries: Array, values: Array, mask, scale: float) -> PoolOut:
   """See `h2g.ops.pool.multi_query_pool`."""
   dtype = accumulator_dtype(x)
-  num_queries, dim = queries.shape
   scaled = (queries.astype(dtype) * scale).astype(x.dtype)
   scores = jnp.einsum("qd,bnd->bqn", scaled, x, preferred_element_type=dtype)
   if mask is not None:
@@ -25,9 +25,5 @@ def multi_query_pool(x: Array, queries: Array, values: Array, mask, scale: float
   exps = jnp.exp(scores - jnp.where(jnp.isfinite(top), top, 0.0))
   total = exps.sum(-1, keepdims=True)
   weights = exps / jnp.where(total > 0, total, 1.0)
-  if mask is not None:  # what stands in a masked token has no effect, NaN included
-    x = jnp.where(mask[:, :, None], x, jnp.zeros((), x.dtype))
   mean = jnp.einsum("bqn,bnd->bqd", weights.astype(x.dtype), x, preferred_element_type=dtype)
-  slices = values.reshape(dim, num_queries, -1)
-  out = jnp.einsum("bqd,dqe->bqe", mean.astype(x.dtype), slices, preferred_element_type=dtype)
-  return PoolOut(out.reshape(x.shape[0], -1), weights)
+  return PoolOut(own_slices(mean.astype(x.dtype), values, dtype), weights)
