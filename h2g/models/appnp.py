@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from h2g.graph import HeteroGraph
 from h2g.graph import Schema
+from h2g.models.baseline import Baseline
 from h2g.models.homogeneous import input_map
 from h2g.nn import dropout
 from h2g.nn import split
@@ -45,7 +46,7 @@ class Predictor(nnx.Module):
     return self.last(dropout(h, self.dropout_rate, last_key))
 
 
-class APPNP(nnx.Module):
+class APPNP(Baseline):
   """Z_0 = MLP(x); Z_{k+1} = (1 - alpha) S Z_k + alpha Z_0; logits = Z_K + b, S as in `GCNConv`.
 
   Args of the constructor:
@@ -54,9 +55,6 @@ class APPNP(nnx.Module):
     dropout_rate: of features; edges are not dropped.
   Source: arXiv 1810.05997 eq. 4.
   """
-
-  reads_labels = False
-  reads_relations = False
 
   def __init__(
     self,
@@ -75,13 +73,14 @@ class APPNP(nnx.Module):
     )
     self.num_steps, self.alpha = num_steps, alpha
 
-  def __call__(
-    self, graph: HeteroGraph, *, visible: Array | None = None, key: Array | None = None
-  ) -> Array:
-    """Returns logits [N_target, num_classes]; `visible` is ignored."""
-    del visible
-    start = z = self.predictor(graph, key=key)
-    for _ in range(self.num_steps):
-      z = (1.0 - self.alpha) * propagate(z, graph) + self.alpha * start
+  def logits(self, graph: HeteroGraph, key: Array | None) -> Array:
+    z = self.mix(self.predictor(graph, key=key), graph)
     begin, end = graph.target_rows
     return z[begin:end] + self.predictor.bias[...][None, :]
+
+  def mix(self, start: Array, graph: HeteroGraph) -> Array:
+    """Z_K from Z_0, [N, num_classes]."""
+    z = start
+    for _ in range(self.num_steps):
+      z = (1.0 - self.alpha) * propagate(z, graph) + self.alpha * start
+    return z

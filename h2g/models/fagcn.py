@@ -6,22 +6,20 @@ from jax import Array
 
 from h2g.graph import HeteroGraph
 from h2g.graph import Schema
+from h2g.models.baseline import Baseline
 from h2g.models.homogeneous import input_map
 from h2g.nn import dropout
 from h2g.nn import split
 from h2g.nn.conv import FAConv
 
 
-class FAGCN(nnx.Module):
+class FAGCN(Baseline):
   """h_0 = relu(encoder(graph)); h_l = FAConv(h_{l-1}, h_0); linear head. See `FAConv`.
 
   Dropout on h_0 and on the edge weights, as in the official code; the ReLU is the paper's, which
   H2GB leaves out.
   Source: arXiv 2101.00797 eq. 5-6.
   """
-
-  reads_labels = False
-  reads_relations = False
 
   def __init__(
     self,
@@ -41,11 +39,7 @@ class FAGCN(nnx.Module):
     self.head = nnx.Linear(dim, schema.num_classes, rngs=rngs)
     self.dropout_rate = dropout_rate
 
-  def __call__(
-    self, graph: HeteroGraph, *, visible: Array | None = None, key: Array | None = None
-  ) -> Array:
-    """Returns logits [N_target, num_classes]; `visible` is ignored."""
-    del visible
+  def logits(self, graph: HeteroGraph, key: Array | None) -> Array:
     input_key, *keys = split(key, 1 + len(self.convs))
     start = h = dropout(jax.nn.relu(self.encoder(graph)), self.dropout_rate, input_key)
     for conv, layer_key in zip(self.convs, keys):

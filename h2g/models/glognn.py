@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from h2g.graph import HeteroGraph
 from h2g.graph import Schema
+from h2g.models.baseline import Baseline
 from h2g.models.homogeneous import input_map
 from h2g.nn import dropout
 from h2g.nn import split
@@ -16,7 +17,7 @@ from h2g.nn.conv import AdjacencyMap
 from h2g.nn.conv import propagate
 
 
-class GloGNN(nnx.Module):
+class GloGNN(Baseline):
   """H_0 = MLP(delta (h W + b) + (1 - delta) (A W_A + b)), [N, C]; per round
     H <- (1 - gamma) Z H + gamma H_0
     Z = [(1 - gamma) H H' + beta sum_k lambda_k S^k - gamma (1 - gamma) H_0 H'] M^-1
@@ -27,9 +28,6 @@ class GloGNN(nnx.Module):
   all nodes. `num_nodes` counts the nodes of the whole graph per type.
   Source: arXiv 2205.07308 eq. 3-11; defaults of H2GB.
   """
-
-  reads_labels = False
-  reads_relations = False
 
   def __init__(
     self,
@@ -56,11 +54,7 @@ class GloGNN(nnx.Module):
     self.num_rounds, self.dropout_rate = num_rounds, dropout_rate
     self.alpha, self.beta, self.gamma, self.delta = alpha, beta, gamma, delta
 
-  def __call__(
-    self, graph: HeteroGraph, *, visible: Array | None = None, key: Array | None = None
-  ) -> Array:
-    """Returns logits [N_target, num_classes]; `visible` is ignored."""
-    del visible
+  def logits(self, graph: HeteroGraph, key: Array | None) -> Array:
     first_key, second_key = split(key, 2)
     h = self.features(self.encoder(graph))
     h = self.delta * h + (1.0 - self.delta) * self.adjacency(graph)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from h2g.graph import HeteroGraph
 from h2g.graph import Schema
+from h2g.models.baseline import Baseline
 from h2g.models.homogeneous import input_map
 from h2g.nn import dropout
 from h2g.nn import split
@@ -55,7 +56,7 @@ class Codebook(nnx.Module):
     self.started[...] = jnp.ones(())
 
 
-class GOAT(nnx.Module):
+class GOAT(Baseline):
   """logits = MLP([local | global]) of each target node, h = MLP(encoder(graph)).
 
   local: softmax over the node itself and its incoming edges, of
@@ -70,9 +71,6 @@ class GOAT(nnx.Module):
   and has batch norms where layer norms stand here.
   Source: Kong et al., ICML 2023 (PMLR 202), eq. 4-7; H2GB's `GOATModel`.
   """
-
-  reads_labels = False
-  reads_relations = False
 
   def __init__(
     self,
@@ -103,11 +101,7 @@ class GOAT(nnx.Module):
     self.head = linear(dim, schema.num_classes)
     self.num_heads, self.dropout_rate = num_heads, dropout_rate
 
-  def __call__(
-    self, graph: HeteroGraph, *, visible: Array | None = None, key: Array | None = None
-  ) -> Array:
-    """Returns logits [N_target, num_classes]; `visible` is ignored."""
-    del visible
+  def logits(self, graph: HeteroGraph, key: Array | None) -> Array:
     in_key, up_key, down_key, draw_key = split(key, 4)
     h = dropout(jax.nn.relu(self.in_norm(self.encoder(graph))), self.dropout_rate, in_key)
     h = self.in_linear(h)

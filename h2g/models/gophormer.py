@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from h2g.graph import HeteroGraph
 from h2g.graph import Schema
+from h2g.models.baseline import Baseline
 from h2g.models.homogeneous import input_map
 from h2g.nn import split
 from h2g.nn.tokens import count_edges
@@ -16,7 +17,7 @@ from h2g.nn.tokens import ego_sequences
 from h2g.nn.tokens import TokenLayer
 
 
-class Gophormer(nnx.Module):
+class Gophormer(Baseline):
   """Tokens of node v: v, nodes drawn around it (`ego_sequences`), and learned global tokens. Layers
   of attention with logits
     <q_i, k_j> / sqrt(D) + sum_m b_m phi_m(i, j),  phi_m = (S^m)_ij for m = 0, 1, S as in `GCNConv`
@@ -29,9 +30,6 @@ class Gophormer(nnx.Module):
   `HopBias(hops=2)` and `config.data.virtual_nodes=2`.
   Source: arXiv 2110.13094 section 3.
   """
-
-  reads_labels = False
-  reads_relations = False
 
   def __init__(
     self,
@@ -63,11 +61,7 @@ class Gophormer(nnx.Module):
     self.head = nnx.Linear(dim, schema.num_classes, rngs=rngs)
     self.fanouts, self.num_samples = tuple(fanouts), num_samples
 
-  def __call__(
-    self, graph: HeteroGraph, *, visible: Array | None = None, key: Array | None = None
-  ) -> Array:
-    """Returns logits [N_target, num_classes]; `visible` is ignored."""
-    del visible
+  def logits(self, graph: HeteroGraph, key: Array | None) -> Array:
     h = self.encoder(graph)
     if key is not None:
       draw_key, layers_key = split(key, 2)

@@ -10,12 +10,13 @@ from h2g.errors import InputError
 from h2g.graph import HeteroGraph
 from h2g.graph import Schema
 from h2g.graph.views import STRICT
+from h2g.models.baseline import Baseline
 from h2g.models.homogeneous import input_map
 from h2g.nn import dropout
 from h2g.ops.edge import edge_sum
 
 
-class H2GCN(nnx.Module):
+class H2GCN(Baseline):
   """r_0 = relu(encoder(graph)); r_k = [S_1 r_{k-1} | S_2 r_{k-1}]; logits = [r_0 |...| r_K] W + b.
 
   S_i = D_i^-1/2 A_i D_i^-1/2 with the in-degree D_i: A_1 the edges, A_2 the pairs at distance two,
@@ -25,7 +26,6 @@ class H2GCN(nnx.Module):
   Source: arXiv 2006.11468 section 3.2 (H2GCN).
   """
 
-  reads_labels = False
   reads_relations = True
 
   def __init__(
@@ -45,11 +45,7 @@ class H2GCN(nnx.Module):
     self.head = nnx.Linear(width, schema.num_classes, rngs=rngs)
     self.num_rounds, self.dropout_rate = num_rounds, dropout_rate
 
-  def __call__(
-    self, graph: HeteroGraph, *, visible: Array | None = None, key: Array | None = None
-  ) -> Array:
-    """Returns logits [N_target, num_classes]; `visible` is ignored."""
-    del visible
+  def logits(self, graph: HeteroGraph, key: Array | None) -> Array:
     kinds = [edges_of(graph, strict) for strict in (False, True)]
     states = [jax.nn.relu(self.encoder(graph))]
     for _ in range(self.num_rounds):

@@ -6,6 +6,7 @@ from jax import Array
 
 from h2g.graph import HeteroGraph
 from h2g.graph import Schema
+from h2g.models.baseline import Baseline
 from h2g.nn import CrossTypeAttention
 from h2g.nn import dropout
 from h2g.nn import HeteroEncoder
@@ -34,14 +35,13 @@ class HGTLayer(nnx.Module):
     return self.skip(h, update, offsets)
 
 
-class HGT(nnx.Module):
+class HGT(Baseline):
   """Typed input map with ReLU, `num_layers` HGT layers, linear head on the target type.
 
   Follows PyG's `HGTConv`, which the H2GB baseline uses: no relative temporal encoding, no norm.
   Source: arXiv 2003.01332 eq. 3-6.
   """
 
-  reads_labels = False
   reads_relations = True
 
   def __init__(
@@ -64,11 +64,7 @@ class HGT(nnx.Module):
     )
     self.head = nnx.Linear(dim, schema.num_classes, rngs=rngs)
 
-  def __call__(
-    self, graph: HeteroGraph, *, visible: Array | None = None, key: Array | None = None
-  ) -> Array:
-    """Returns logits [N_target, num_classes]; `visible` is ignored."""
-    del visible
+  def logits(self, graph: HeteroGraph, key: Array | None) -> Array:
     h = jax.nn.relu(self.pre(self.encoder(graph), graph.node_offsets))
     for layer, layer_key in zip(self.layers, split(key, len(self.layers))):
       h = layer(h, graph, key=layer_key)

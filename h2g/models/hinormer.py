@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from h2g.graph import HeteroGraph
 from h2g.graph import Schema
+from h2g.models.baseline import Baseline
 from h2g.nn import dropout
 from h2g.nn import HeteroEncoder
 from h2g.nn import split
@@ -118,7 +119,7 @@ class HeteroTokenLayer(nnx.Module):
     return self.norm(x + dropout(self.out(out.reshape(x.shape)), self.dropout_rate, out_key))
 
 
-class HINormer(nnx.Module):
+class HINormer(Baseline):
   """Rows h of all nodes by graph convolutions, types r around them by `TypeEncoder`; each target
   node and nodes drawn around it (`ego_sequences`) are tokens of `HeteroTokenLayer`s; logits from
   the node's own token.
@@ -127,9 +128,6 @@ class HINormer(nnx.Module):
   transformer out (it stands there as a comment): what it measures is `num_layers=0`.
   Source: arXiv 2302.11329.
   """
-
-  reads_labels = False
-  reads_relations = False
 
   def __init__(
     self,
@@ -162,11 +160,7 @@ class HINormer(nnx.Module):
     self.head = nnx.Linear(dim, schema.num_classes, rngs=rngs)
     self.fanouts, self.dropout_rate = tuple(fanouts), dropout_rate
 
-  def __call__(
-    self, graph: HeteroGraph, *, visible: Array | None = None, key: Array | None = None
-  ) -> Array:
-    """Returns logits [N_target, num_classes]; `visible` is ignored."""
-    del visible
+  def logits(self, graph: HeteroGraph, key: Array | None) -> Array:
     keys = split(key, len(self.convs) + len(self.layers))
     h = self.encoder(graph)
     for conv, conv_key in zip(self.convs, keys):

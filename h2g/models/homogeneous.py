@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from h2g.errors import InputError
 from h2g.graph import HeteroGraph
 from h2g.graph import Schema
+from h2g.models.baseline import Baseline
 from h2g.nn import dropout
 from h2g.nn import HeteroEncoder
 from h2g.nn import SharedEncoder
@@ -43,7 +44,7 @@ def input_map(schema: Schema, dim: int, *, typed_input: bool = False, rngs: nnx.
   return (SharedEncoder if shared else HeteroEncoder)(schema, dim, rngs=rngs)
 
 
-class Homogeneous(nnx.Module):
+class Homogeneous(Baseline):
   """h = act(encoder(graph)); per layer h' = act(norm(conv(dropout(h)))) (+ h); linear head.
 
   Args of the constructor:
@@ -59,8 +60,6 @@ class Homogeneous(nnx.Module):
     jumping_knowledge: the head reads all layers' outputs side by side (not the encoded rows).
     dropout_rate: before each operator.
   """
-
-  reads_labels = False
 
   def __init__(
     self,
@@ -99,11 +98,7 @@ class Homogeneous(nnx.Module):
     """Whether an operator tells relations apart; otherwise the graph needs no typed messages."""
     return any(getattr(conv, "reads_relations", False) for conv in self.convs)
 
-  def __call__(
-    self, graph: HeteroGraph, *, visible: Array | None = None, key: Array | None = None
-  ) -> Array:
-    """Returns logits [N_target, num_classes]; `visible` is ignored."""
-    del visible
+  def logits(self, graph: HeteroGraph, key: Array | None) -> Array:
     h = self.activation(self.encoder(graph))
     states = []
     offsets = (graph.node_offsets,) if self.typed_norm else ()

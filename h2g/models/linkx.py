@@ -9,21 +9,19 @@ import jax.numpy as jnp
 
 from h2g.graph import HeteroGraph
 from h2g.graph import Schema
+from h2g.models.baseline import Baseline
 from h2g.models.homogeneous import input_map
 from h2g.nn import dropout
 from h2g.nn.conv import AdjacencyMap
 
 
-class LINKX(nnx.Module):
+class LINKX(Baseline):
   """h_A = A W_A + b, h_X = h W_X + b; logits = MLP(relu([h_A | h_X] W + b + h_A + h_X)).
 
   h is the encoded features; `num_layers` linear maps in the last MLP, layer norm where the official
   code has batch norm. `num_nodes` counts the nodes of the whole graph per type: W_A has a row each.
   Source: arXiv 2110.14446 eq. 2-4.
   """
-
-  reads_labels = False
-  reads_relations = False
 
   def __init__(
     self,
@@ -45,11 +43,7 @@ class LINKX(nnx.Module):
     self.head = nnx.Linear(dim, schema.num_classes, rngs=rngs)
     self.dropout_rate = dropout_rate
 
-  def __call__(
-    self, graph: HeteroGraph, *, visible: Array | None = None, key: Array | None = None
-  ) -> Array:
-    """Returns logits [N_target, num_classes]; `visible` is ignored."""
-    del visible
+  def logits(self, graph: HeteroGraph, key: Array | None) -> Array:
     begin, end = graph.target_rows
     a = self.adjacency(graph)[begin:end]
     x = self.features(self.encoder(graph)[begin:end])

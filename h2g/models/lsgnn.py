@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from h2g.errors import InputError
 from h2g.graph import HeteroGraph
 from h2g.graph import Schema
+from h2g.models.baseline import Baseline
 from h2g.models.homogeneous import input_map
 from h2g.nn import dropout
 from h2g.nn.conv import AdjacencyMap
@@ -21,7 +22,7 @@ BLOCK = 4096  # edges at a time: no array of edges x features
 INIT = jax.nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", batch_axis=0)
 
 
-class LSGNN(nnx.Module):
+class LSGNN(Baseline):
   """Local similarity s_v = mean_{u -> v} MLP([d_uv, d_uv^2]), d_uv = |x_u - x_v| of raw features.
 
   Two filters, F_L = beta I + S and F_H = (1 - beta) I - S, S = D^-1/2 A D^-1/2 with D the in-degree
@@ -35,9 +36,6 @@ class LSGNN(nnx.Module):
   `num_nodes`, the nodes of the whole graph per type.
   Source: arXiv 2305.04225 eq. 6-13; the gamma of P_k as in the official code.
   """
-
-  reads_labels = False
-  reads_relations = False
 
   def __init__(
     self,
@@ -76,11 +74,7 @@ class LSGNN(nnx.Module):
     self.num_steps, self.beta, self.gamma = num_steps, beta, gamma
     self.dropout_rate = dropout_rate
 
-  def __call__(
-    self, graph: HeteroGraph, *, visible: Array | None = None, key: Array | None = None
-  ) -> Array:
-    """Returns logits [N_target, num_classes]; `visible` is ignored."""
-    del visible
+  def logits(self, graph: HeteroGraph, key: Array | None) -> Array:
     begin, end = graph.target_rows
     h = self.encoder(graph)
     parts = [h]

@@ -6,19 +6,17 @@ from jax import Array
 
 from h2g.graph import HeteroGraph
 from h2g.graph import Schema
+from h2g.models.baseline import Baseline
 from h2g.nn import dropout
 from h2g.nn import HeteroEncoder
 from h2g.nn import split
 
 
-class MLP(nnx.Module):
+class MLP(Baseline):
   """h = act(norm(h W + b)) `num_layers` times on the encoded target rows, then a linear head.
 
-  Edges and labels are never read. Same call as `UnifiedGT`.
+  Edges and labels are never read.
   """
-
-  reads_labels = False
-  reads_relations = False
 
   def __init__(
     self,
@@ -35,11 +33,7 @@ class MLP(nnx.Module):
     self.head = nnx.Linear(dim, schema.num_classes, rngs=rngs)
     self.dropout_rate = dropout_rate
 
-  def __call__(
-    self, graph: HeteroGraph, *, visible: Array | None = None, key: Array | None = None
-  ) -> Array:
-    """Returns logits [N_target, num_classes]; `visible` is ignored."""
-    del visible
+  def logits(self, graph: HeteroGraph, key: Array | None) -> Array:
     begin, end = graph.target_rows
     h = self.encoder(graph)[begin:end]
     keys = split(key, len(self.norms))

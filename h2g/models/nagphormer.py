@@ -7,13 +7,14 @@ import jax.numpy as jnp
 
 from h2g.graph import HeteroGraph
 from h2g.graph import Schema
+from h2g.models.baseline import Baseline
 from h2g.models.homogeneous import input_map
 from h2g.nn import split
 from h2g.nn.tokens import monomials
 from h2g.nn.tokens import TokenLayer
 
 
-class NAGphormer(nnx.Module):
+class NAGphormer(Baseline):
   """Tokens of node v: (S^k h)_v for k = 0..K, h the encoded features; transformer over them;
   out = z_0 + sum_{k > 0} softmax_k(<a, [z_0 | z_k]>) z_k; logits = MLP(out), dim / 2 wide inside.
 
@@ -22,9 +23,6 @@ class NAGphormer(nnx.Module):
   Laplacian encoding beyond what the data carry.
   Source: arXiv 2206.04910 eq. 5-12.
   """
-
-  reads_labels = False
-  reads_relations = False
 
   def __init__(
     self,
@@ -54,11 +52,7 @@ class NAGphormer(nnx.Module):
     self.head = nnx.Linear(dim // 2, schema.num_classes, rngs=rngs)
     self.hops = hops
 
-  def __call__(
-    self, graph: HeteroGraph, *, visible: Array | None = None, key: Array | None = None
-  ) -> Array:
-    """Returns logits [N_target, num_classes]; `visible` is ignored."""
-    del visible
+  def logits(self, graph: HeteroGraph, key: Array | None) -> Array:
     begin, end = graph.target_rows
     tokens = monomials(self.encoder(graph), graph, self.hops)
     x = jnp.stack([token[begin:end] for token in tokens], axis=1)

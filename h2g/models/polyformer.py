@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from h2g.graph import HeteroGraph
 from h2g.graph import Schema
+from h2g.models.baseline import Baseline
 from h2g.models.homogeneous import input_map
 from h2g.nn import dropout
 from h2g.nn import split
@@ -66,7 +67,7 @@ class PolyLayer(nnx.Module):
     return x + dropout(z, self.dropout_rate, key)
 
 
-class PolyFormer(nnx.Module):
+class PolyFormer(Baseline):
   """Tokens z_k = g_k(S) h, k = 0..K, of each target node; layers; logits = MLP(sum_k z_k).
 
   `basis` gives the tokens: `monomials` (S^k, what H2GB runs) or `chebyshev`. S as in `GCNConv`,
@@ -74,9 +75,6 @@ class PolyFormer(nnx.Module):
   bias). K = 0 in three of H2GB's nine settings: no graph at all.
   Source: arXiv 2407.14459.
   """
-
-  reads_labels = False
-  reads_relations = False
 
   def __init__(
     self,
@@ -105,11 +103,7 @@ class PolyFormer(nnx.Module):
     self.head = nnx.Linear(dim, schema.num_classes, rngs=rngs)
     self.hops, self.basis, self.dropout_rate = hops, basis, dropout_rate
 
-  def __call__(
-    self, graph: HeteroGraph, *, visible: Array | None = None, key: Array | None = None
-  ) -> Array:
-    """Returns logits [N_target, num_classes]; `visible` is ignored."""
-    del visible
+  def logits(self, graph: HeteroGraph, key: Array | None) -> Array:
     begin, end = graph.target_rows
     sum_key, hidden_key, *layer_keys = split(key, 2 + len(self.layers))
     x = jnp.stack([token[begin:end] for token in self.basis(self.encoder(graph), graph, self.hops)])

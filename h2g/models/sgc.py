@@ -5,20 +5,18 @@ from jax import Array
 
 from h2g.graph import HeteroGraph
 from h2g.graph import Schema
+from h2g.models.baseline import Baseline
 from h2g.models.homogeneous import input_map
 from h2g.nn.conv import propagate
 
 
-class SGC(nnx.Module):
+class SGC(Baseline):
   """logits = S^K (h W) + b, h the encoded features, S as in `GCNConv`; no activation anywhere.
 
   W acts first: the same by linearity, and what travels is as wide as the classes are many. The
   input map (linear too) stands before it as in H2GB, where `+1Hop` and `+2Hop` are K = 1 and 2.
   Source: arXiv 1902.07153 eq. 8.
   """
-
-  reads_labels = False
-  reads_relations = False
 
   def __init__(
     self,
@@ -33,11 +31,8 @@ class SGC(nnx.Module):
     self.head = nnx.Linear(dim, schema.num_classes, rngs=rngs)
     self.hops = hops
 
-  def __call__(
-    self, graph: HeteroGraph, *, visible: Array | None = None, key: Array | None = None
-  ) -> Array:
-    """Returns logits [N_target, num_classes]; `visible` and `key` are ignored."""
-    del visible, key
+  def logits(self, graph: HeteroGraph, key: Array | None) -> Array:
+    del key
     h = self.encoder(graph) @ self.head.kernel[...]
     for _ in range(self.hops):
       h = propagate(h, graph)

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 
 from h2g.graph import HeteroGraph
 from h2g.graph import Schema
+from h2g.models.baseline import Baseline
 from h2g.nn import HeteroEncoder
 from h2g.nn import split
 from h2g.nn.conv import SHGNConv
 from h2g.nn.widths import head_width
 
 
-class SHGN(nnx.Module):
+class SHGN(Baseline):
   """h_0 = encoder(graph);  h_l = elu(SHGNConv_l(h_{l-1})), the last without elu, its heads as wide
   as there are classes and averaged; logits = y / |y| with `normalise`.
 
@@ -23,7 +24,6 @@ class SHGN(nnx.Module):
   Source: arXiv 2112.14936 section 5.
   """
 
-  reads_labels = False
   reads_relations = True
 
   def __init__(
@@ -62,11 +62,7 @@ class SHGN(nnx.Module):
     self.convs = nnx.List(convs)
     self.num_heads, self.normalise = num_heads, normalise
 
-  def __call__(
-    self, graph: HeteroGraph, *, visible: Array | None = None, key: Array | None = None
-  ) -> Array:
-    """Returns logits [N_target, num_classes]; `visible` is ignored."""
-    del visible
+  def logits(self, graph: HeteroGraph, key: Array | None) -> Array:
     h, p = self.encoder(graph), None
     for at, (conv, layer_key) in enumerate(zip(self.convs, split(key, len(self.convs)))):
       h, p = conv(h if at == 0 else jax.nn.elu(h), graph, before=p, key=layer_key)
