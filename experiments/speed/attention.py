@@ -162,20 +162,12 @@ def cases(platform: str) -> Iterator[harness.Case]:
       arrays.append(rng.standard_normal((1, h, n, n), np.float32))
     # The same rounded numbers for everybody, the float64 reference included.
     arrays = [np.asarray(jnp.asarray(x, dtype)) for x in arrays]
-    first = lambda x: x.swapaxes(1, 2)
     for part in ("fwd", "fwd+bwd"):
       backward = part != "fwd"
       graded = functools.partial(harness.grads, num=len(arrays)) if backward else lambda f: f
-      runs: dict[str, Any] = {}
-      for peer, function in peers(shape, platform, backward).items():
-        if isinstance(function, str):
-          runs[peer] = function
-          continue
-        flat = [first(x) for x in arrays[:3]] + arrays[3:]
-        tensors = [harness.to_torch(x.astype(np.float32)) for x in flat]
-        if platform == "gpu":
-          tensors = [x.bfloat16() for x in tensors]
-        runs[peer] = harness.torch_run(harness.heads_first(function, backward), *tensors)
+      runs = harness.attention_runs(
+        peers(shape, platform, backward), arrays, backward=backward, half=platform == "gpu"
+      )
       theirs = "cudnn" if platform == "gpu" else "xla"
       runs[f"jax.nn {theirs}"] = harness.jax_run(graded(jax_nn(shape, theirs)), *arrays)
       size = dtype(0).nbytes

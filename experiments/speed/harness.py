@@ -134,6 +134,30 @@ def heads_first(function: Callable[..., Any], backward: bool) -> Callable[..., A
   return call
 
 
+def attention_runs(
+  peers: Mapping[str, Callable[..., Any] | str],
+  arrays: Sequence[Any],
+  *,
+  backward: bool,
+  half: bool,
+) -> dict[str, Run | str]:
+  """{peer: a run of it, or the reason why there is none}, of functions as `heads_first` has them.
+
+  `arrays` are q, k, v, [B, T, H, D], and what follows as it is; half: as bfloat16 tensors.
+  """
+  runs: dict[str, Run | str] = {}
+  for peer, function in peers.items():
+    if isinstance(function, str):
+      runs[peer] = function
+      continue
+    flat = [*(x.swapaxes(1, 2) for x in arrays[:3]), *arrays[3:]]
+    tensors = [to_torch(x.astype(np.float32)) for x in flat]
+    if half:
+      tensors = [x.bfloat16() for x in tensors]
+    runs[peer] = torch_run(heads_first(function, backward), *tensors)
+  return runs
+
+
 def grads(function: Callable[..., Any], num: int) -> Callable[..., Any]:
   """(*arrays) -> gradients of sum(function(*arrays) ** 2) by the first `num` arguments."""
   return jax.grad(lambda *args: jnp.sum(function(*args) ** 2), tuple(range(num)))

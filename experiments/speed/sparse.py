@@ -179,15 +179,9 @@ def cases(platform: str) -> Iterator[harness.Case]:
     for part in ("fwd", "fwd+bwd"):
       backward = part != "fwd"
       graded = functools.partial(harness.grads, num=3) if backward else lambda f: f
-      runs: dict[str, Any] = {}
-      for peer, function in peers(shape, platform, backward).items():
-        if isinstance(function, str):
-          runs[peer] = function
-          continue
-        tensors = [harness.to_torch(x.swapaxes(1, 2).astype(np.float32)) for x in arrays]
-        if platform == "gpu":
-          tensors = [x.bfloat16() for x in tensors]
-        runs[peer] = harness.torch_run(harness.heads_first(function, backward), *tensors)
+      runs = harness.attention_runs(
+        peers(shape, platform, backward), arrays, backward=backward, half=platform == "gpu"
+      )
       if shape.window:
         whole = functools.partial(attention, mask=mask_of(shape))
         runs["h2g attention"] = harness.jax_run(graded(whole), *arrays)
