@@ -42,6 +42,7 @@ def test_poison_behind_the_lengths_has_no_effect_and_bits_are_the_same(interpret
   np.testing.assert_array_equal(got, case(NAME, q, filled(k, jnp.nan), filled(v, jnp.nan)))
 
 
+@pytest.mark.few("8-None-1-8192", "32-30.0-8-32768")
 @pytest.mark.lowering
 @pytest.mark.parametrize("batch, rows", [(1, 8192), (1, 131072), (8, 32768), (32, 131072)])
 @pytest.mark.parametrize("heads, softcap", [(8, None), (32, 30.0)])
@@ -64,6 +65,7 @@ def test_benchmark_shapes_lower_for_cuda(batch, rows, heads, softcap):
       assert "stablehlo.while" not in text
 
 
+@pytest.mark.few("104-64-64", "20-192-128", "104-256-256")
 @pytest.mark.lowering
 @pytest.mark.parametrize("widths", [(64, 64), (192, 128), (256, 256)])
 @pytest.mark.parametrize("rows", [20, 104])

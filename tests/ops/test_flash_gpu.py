@@ -80,6 +80,7 @@ BENCHMARK = dict(
 )
 
 
+@pytest.mark.few("d64", "causal", "grouped", "bias_by_batch", "documents", "capped")
 @pytest.mark.lowering
 @pytest.mark.parametrize("case", BENCHMARK)
 def test_benchmark_shapes_lower_for_cuda(case):

@@ -427,6 +427,7 @@ def test_gradient_of_the_decay_beside_gpu_kernels(length):
   assert contract.distance(jax.jit(gradient)(decay), jax.jit(jax.grad(value))(decay)) < 2e-4
 
 
+@pytest.mark.few(*(f"{at == 0}-shape{at}-{name}" for at in (0, 1) for name in KERNELS))
 @pytest.mark.lowering
 @pytest.mark.parametrize("implementation", KERNELS)
 @pytest.mark.parametrize("shape", BENCHMARK)

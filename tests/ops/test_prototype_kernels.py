@@ -67,6 +67,7 @@ def test_under_vmap(kernel):
   np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.few(*(f"shape{at}-{name}-{at == 0}" for at in (0, 1) for name in KERNELS))
 @pytest.mark.lowering
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", KERNELS)

@@ -36,6 +36,7 @@ CASES = dict(
 )
 
 
+@pytest.mark.few("window-64", "documents-128", "tenth_of_64-64", "on_device-128")
 @pytest.mark.lowering
 @pytest.mark.parametrize("depth", [64, 128])
 @pytest.mark.parametrize("case", CASES)
