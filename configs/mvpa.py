@@ -68,6 +68,7 @@ def get_config(variant="tiny"):
     decay="all",
     clip_norm=1.0,
     compute_dtype="bfloat16" if full else "float32",
+    seeds_together=full,  # on a CPU a program without an axis of seeds takes a quarter less time
   )
   config.experiment = "mvpa"
   config.num_seeds = 1 if full else 3
