@@ -67,8 +67,8 @@ def get_config(variant="tiny"):
 
 def tiny():
   config = common.trainer(
-    steps=600,
-    eval_every=600,
+    steps=1500,
+    eval_every=1500,
     log_every=50,
     lr=1e-3,
     warmup=60,
