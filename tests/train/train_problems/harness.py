@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 from pathlib import Path
+import re
 import subprocess
 import sys
 
@@ -28,7 +29,8 @@ def train(workdir, *words: str, **which) -> int:
 
 def spawn(workdir, *words, devices: int = 2, **which) -> subprocess.Popen:
   """The command line in a process of its own, in another directory than the repository's."""
-  flags = f"--xla_force_host_platform_device_count={devices}"
+  # Compiled as in this process, or the bits differ.
+  flags = re.sub(r"(?<=device_count=)\d+", str(devices), os.environ["XLA_FLAGS"])
   env = dict(os.environ, XLA_FLAGS=flags, PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu")
   return subprocess.Popen(
     [sys.executable, "-m", *arguments(workdir, *words, **which)],
