@@ -113,8 +113,8 @@ def test_goats_codebook_follows_the_rows():
   assert counts.sum() == pytest.approx(57, rel=1e-3)
   used = counts > 1e-3
   assert used.any()
-  # Every row's nearest centroid is the mean of its cell; cells are whole groups of equal rows, shared
-  # by equal centroids.
+  # Every row's nearest centroid is the mean of its cell. Cells are whole groups of equal rows,
+  # which equal centroids share.
   centroids, log_counts = nnx.merge(structure, state).centroids()
   distance = np.linalg.norm(rows[:57, None] - np.asarray(centroids)[None], axis=-1)
   near = distance < distance.min(1, keepdims=True) + 1e-4
