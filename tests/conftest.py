@@ -10,7 +10,7 @@ flags = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in flags:
   flags = f"{flags} --xla_force_host_platform_device_count=2".strip()
 if os.environ["JAX_PLATFORMS"] == "cpu" and "xla_backend_optimization_level" not in flags:
-  # Small shapes, many programs: compiling takes most of the time, and this saves half of it.
+  # Small shapes, many programs: compiling takes most of the time, and this saves half of that.
   flags = f"{flags} --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 os.environ["XLA_FLAGS"] = flags
 

@@ -65,7 +65,7 @@ def test_benchmark_shapes_lower_for_cuda(batch, rows, heads, softcap):
       assert "stablehlo.while" not in text
 
 
-@pytest.mark.few("104-64-64", "20-192-128", "104-256-256")
+@pytest.mark.few("104-widths0", "20-widths1", "104-widths2")
 @pytest.mark.lowering
 @pytest.mark.parametrize("widths", [(64, 64), (192, 128), (256, 256)])
 @pytest.mark.parametrize("rows", [20, 104])
